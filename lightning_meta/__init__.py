@@ -1,0 +1,26 @@
+"""Meta-learning on PyTorch Lightning."""
+
+from lightning_meta.__about__ import __version__
+from lightning_meta.datamodules import EpisodicDataModule, GlyphsDataModule, OmniglotDataModule, SinusoidDataModule
+from lightning_meta.inner import SGD, InnerOptimizer
+from lightning_meta.models import MLP, Conv4
+from lightning_meta.modules import GradientBasedModule, MAMLModule, MetaModule
+from lightning_meta.task import Examples, Task, TaskDistribution
+
+__all__ = [
+    "MLP",
+    "SGD",
+    "Conv4",
+    "EpisodicDataModule",
+    "Examples",
+    "GlyphsDataModule",
+    "GradientBasedModule",
+    "InnerOptimizer",
+    "MAMLModule",
+    "MetaModule",
+    "OmniglotDataModule",
+    "SinusoidDataModule",
+    "Task",
+    "TaskDistribution",
+    "__version__",
+]

@@ -1,0 +1,72 @@
+"""The inner loop: adapt parameters to a support set, a pure function of a dict of parameters."""
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_meta.functional.learner import Params
+
+Order = Literal[0, 1, 2]
+"""What the adapted parameters are differentiable in: nothing (0), the initial parameters with the gradients taken for
+constants (1, FOMAML), or all of it (2)."""
+
+
+class Update(Protocol):
+    """One inner step of an inner optimizer over a batch of tasks."""
+
+    def __call__(self, grads: Params, state: Any, params: Params, *, loss: Tensor, step: int) -> tuple[Params, Any]:
+        """Return the new parameters and the new state."""
+        ...
+
+
+def adapt(
+    objective: Callable[[Params, int], Tensor],
+    params: Params,
+    state: Any,
+    update: Update,
+    steps: int,
+    *,
+    order: Order = 2,
+    on_step: Callable[[int, Params], None] | None = None,
+) -> tuple[Params, list[Tensor]]:
+    r"""Adapt every task's parameters by `steps` steps of an inner optimizer.
+
+    For gradient descent at rate α this is, for every task at once,
+
+    .. math:: \phi_0 = \theta, \qquad \phi_{i+1} = \phi_i - \alpha \nabla_{\phi_i} L(\phi_i).
+
+    Paper: Finn, Abbeel, Levine 2017, arXiv:1703.03400, algorithm 1, lines 4 to 7.
+
+    Args:
+        objective: Maps parameters and the number of the step to each task's support loss, `(B,)`.
+        params: Initial parameters, each `(B, *shape)`.
+        state: The initial state of the inner optimizer.
+        update: The inner optimizer's step.
+        steps: Number of inner steps; 0 returns `params`.
+        order: Order of the meta-gradient that the result carries.
+        on_step: Called with the number of steps done and the parameters, first with 0 and the initial ones.
+
+    Returns:
+        The adapted parameters, and the support losses `(B,)` before each step, detached.
+    """
+    losses = []
+    names = list(params)
+    for step in range(steps):
+        if on_step is not None:
+            on_step(step, params)
+        loss = objective(params, step)
+        # Each task's loss depends on its own slice only: the gradient of the sum holds every task's gradient.
+        gradients = torch.autograd.grad(
+            loss.sum(), [params[name] for name in names], create_graph=order == 2, materialize_grads=True
+        )
+        grads = dict(zip(names, gradients, strict=True))
+        losses.append(loss.detach())
+        with torch.set_grad_enabled(order > 0):
+            params, state = update(grads, state, params, loss=losses[-1], step=step)
+        if order == 0:
+            params = {name: param.requires_grad_() for name, param in params.items()}
+    if on_step is not None:
+        on_step(steps, params)
+    return params, losses

@@ -1,0 +1,127 @@
+"""A network as a pure function of its parameters, over a leading task dimension."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_meta.functional.normalization import batch_normalization
+from lightning_meta.task import map_tensors
+
+Params = dict[str, Tensor]
+"""Parameters by name, each `(B, *shape)`: one copy for every task."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Runs a network with every task's own parameters and buffers.
+
+    Every tensor that goes in or out has a leading task dimension. Autograd is applied to the results, outside of
+    `torch.vmap`: the sum of the tasks' losses, differentiated with respect to the tasks' own parameters, is each task's
+    gradient. (Differentiating inside of `vmap` gives wrong second derivatives for affine batch, layer and instance
+    norms.) Only the forward pass has to be one that `vmap` can run.
+
+    Attributes:
+        network: Called as `network(inputs)`.
+        names: The parameters that the inner loop changes.
+        vectorized: Whether tasks run together under `torch.vmap`; otherwise a batch holds one task.
+        transductive: Whether normalization layers use the batch at hand, as MAML does in training and evaluation, or
+            what their mode and their buffers say.
+    """
+
+    network: nn.Module
+    names: tuple[str, ...]
+    vectorized: bool
+    transductive: bool = True
+
+    def over_tasks(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Lift a function of one task to a batch: every tensor in and out gets a leading task dimension."""
+        if self.vectorized:
+            return torch.vmap(function, randomness="different")
+
+        def of_one_task(*args: Any) -> Any:
+            return map_tensors(lambda t: t.unsqueeze(0), function(*map_tensors(lambda t: t.squeeze(0), args)))
+
+        return of_one_task
+
+    def initial_params(self, tasks: int, *, trainable: bool) -> Params:
+        """One copy of the adapted parameters for each task: views of the network's own if `trainable`."""
+        own = dict(self.network.named_parameters())
+        copies = {name: own[name].unsqueeze(0).expand(tasks, *own[name].shape) for name in self.names}
+        return copies if trainable else {name: copy.detach().requires_grad_() for name, copy in copies.items()}
+
+    def initial_buffers(self, tasks: int) -> Params:
+        """A copy of the buffers for each task, so that what one task writes no other reads."""
+        return {
+            name: buffer.detach().unsqueeze(0).expand(tasks, *buffer.shape).clone()
+            for name, buffer in self.network.named_buffers()
+        }
+
+    def call(self, params: Params, buffers: Params, inputs: Any) -> Any:
+        """Predictions of one task's parameters (without the task dimension): `(examples, ...)`."""
+        with batch_normalization(self.network) if self.transductive else nullcontext():
+            return functional_call(self.network, (params, buffers), (inputs,))
+
+    def predict(self, params: Params, buffers: Params, inputs: Any) -> Any:
+        """Predictions of each task's own parameters on its own inputs: `(B, examples, ...)`."""
+        return self.over_tasks(self.call)(params, buffers, inputs)
+
+
+def select_parameters(network: nn.Module, patterns: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the parameters that the inner loop adapts.
+
+    Args:
+        network: The network.
+        patterns: Shell patterns (`"head.*"`, `"*.bias"`) or names of submodules (`"head"`); all if `None`.
+
+    Returns:
+        Names as in `network.named_parameters()` of parameters that require grad.
+
+    Raises:
+        ValueError: A pattern matches nothing, nothing is left to adapt, or a parameter is not initialized yet.
+    """
+    for name, parameter in network.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"The network's parameter {name!r} is lazy: run the network once before meta-learning it.")
+    trainable = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError(
+            f"{type(network).__name__} has no parameter that requires grad, so there is nothing to adapt or meta-train."
+        )
+    if patterns is None:
+        return tuple(trainable)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    matches = {p: [n for n in trainable if fnmatchcase(n, p) or fnmatchcase(n, f"{p}.*")] for p in patterns}
+    for pattern, found in matches.items():
+        if not found:
+            raise ValueError(
+                f"adapt_only={pattern!r} matches none of the network's trainable parameters: {', '.join(trainable)}."
+            )
+    selected = tuple(name for name in trainable if any(name in found for found in matches.values()))
+    if not selected:
+        raise ValueError("adapt_only is empty: the inner loop would have nothing to adapt. Leave it out to adapt all.")
+    return selected
+
+
+def failing_layer(network: nn.Module, run: Callable[[], object]) -> str | None:
+    """Run something that fails and name the innermost layer of `network` it failed in, as `'name' (Type)`."""
+    entered: list[nn.Module] = []
+    names = {module: name for name, module in network.named_modules()}
+    hooks = []
+    for module in names:
+        hooks.append(module.register_forward_pre_hook(lambda module, _: entered.append(module)))
+        hooks.append(module.register_forward_hook(lambda *_: entered.pop() and None))
+    try:
+        run()
+    except Exception:
+        return f"{names[entered[-1]]!r} ({type(entered[-1]).__name__})" if entered else None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None

@@ -1,0 +1,44 @@
+"""From a gradient in hand to a scalar that carries it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def touch(loss: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """The same loss, connected to every parameter: those it does not depend on get a zero gradient instead of none.
+
+    Distributed training waits for a gradient of every trainable parameter.
+
+    Args:
+        loss: A scalar.
+        params: The trainable parameters, of any shapes.
+    """
+    return loss + sum((0 * (p - p.detach())).sum().to(loss.dtype) for p in params)
+
+
+def surrogate(loss: Tensor, params: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    r"""A scalar with the value of `loss` and the given gradient.
+
+    .. math:: \mathrm{loss} + \sum_p \langle p - \mathrm{sg}(p),\, g_p \rangle
+
+    with the stop-gradient sg. The products are elementwise and at least float32, so autocast does not round them.
+
+    Args:
+        loss: A scalar; only its value is used.
+        params: The trainable parameters, of any shapes.
+        gradients: The gradient of each, of the same shape.
+
+    Example:
+        >>> p = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> scalar = surrogate(torch.tensor(5.0), [p], [torch.tensor([0.5, -1.0])])
+        >>> scalar.backward()
+        >>> scalar.item(), p.grad.tolist()
+        (5.0, [0.5, -1.0])
+    """
+    total = loss.detach()
+    for p, g in zip(params, gradients, strict=True):
+        dtype = torch.promote_types(p.dtype, torch.float32)
+        total = total + ((p - p.detach()).to(dtype) * g.detach().to(dtype)).sum()
+    return total

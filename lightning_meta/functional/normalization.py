@@ -1,0 +1,101 @@
+"""Which statistics normalization layers use: the batch's, or those of a support set."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+Statistics = dict[str, Tensor]
+"""Buffers `<layer>.running_mean` and `<layer>.running_var` by name."""
+
+
+def _normalizing_layers(network: nn.Module) -> dict[str, _NormBase]:
+    """Batch and instance norms that are to use the data at hand.
+
+    Layers that track running statistics and whose own parameters are all frozen belong to a pretrained network: they
+    keep using what they tracked.
+    """
+
+    def is_pretrained(layer: _NormBase) -> bool:
+        own = list(layer.parameters())
+        return layer.track_running_stats and bool(own) and not any(p.requires_grad for p in own)
+
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, _NormBase)}
+    return {name: layer for name, layer in layers.items() if not is_pretrained(layer)}
+
+
+def batch_normalized_layers(network: nn.Module) -> dict[str, _BatchNorm]:
+    """The layers, by name, whose output for one example depends on the others in the batch."""
+    return {name: layer for name, layer in _normalizing_layers(network).items() if isinstance(layer, _BatchNorm)}
+
+
+@contextmanager
+def batch_normalization(network: nn.Module) -> Iterator[None]:
+    """Let normalization layers use the statistics of the batch at hand, whatever mode the network is in.
+
+    That is how MAML normalizes, in meta-training and in evaluation (transductively).
+    """
+    adaptive = set(_normalizing_layers(network).values())
+    modes = {layer: layer.training for layer in network.modules() if isinstance(layer, _NormBase)}
+    try:
+        for layer in modes:
+            layer.training = layer in adaptive
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
+
+
+@contextmanager
+def record_statistics(network: nn.Module) -> Iterator[Statistics]:
+    """Collect the mean and the biased variance of every batch-normalized input while `network` runs once.
+
+    The dictionary is filled on leaving. A layer that runs several times in one pass gets the statistics of all its
+    inputs, pooled with equal weight.
+    """
+    layers = batch_normalized_layers(network)
+    moments: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
+    statistics: Statistics = {}
+
+    def record(name: str, x: Tensor) -> None:
+        dims = [d for d in range(x.dim()) if d != 1]
+        moments[name].append((x.mean(dims), x.var(dims, unbiased=False)))
+
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: record(name, inputs[0]))
+        for name, layer in layers.items()
+    ]
+    try:
+        yield statistics
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, seen in moments.items():
+        if seen:
+            means, variances = torch.stack([m for m, _ in seen]), torch.stack([v for _, v in seen])
+            statistics[f"{name}.running_mean"] = means.mean(0)
+            statistics[f"{name}.running_var"] = variances.mean(0) + means.var(0, unbiased=False)
+
+
+def with_batch_statistics(network: nn.Module) -> nn.Module:
+    """A copy of the network, in evaluation mode, that normalizes with the batch at hand (transductively)."""
+    network = copy.deepcopy(network).eval()
+    for layer in _normalizing_layers(network).values():
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    return network
+
+
+def with_stored_statistics(network: nn.Module) -> nn.Module:
+    """A copy of the network, in evaluation mode, whose batch norms use stored statistics (to be filled in)."""
+    network = with_batch_statistics(network)
+    for layer in batch_normalized_layers(network).values():
+        reference = next(network.parameters())
+        layer.track_running_stats = True
+        layer.running_mean = reference.new_zeros(layer.num_features)
+        layer.running_var = reference.new_ones(layer.num_features)
+        layer.num_batches_tracked = torch.zeros((), dtype=torch.long, device=reference.device)
+    return network

@@ -1,0 +1,121 @@
+"""Run a function over a batch of tasks: together under `torch.vmap`, in chunks, or one after another."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from lightning_meta.functional.learner import Learner, failing_layer
+from lightning_meta.task import Task, map_tensors, number_of_tasks
+
+TaskParallel = Literal["auto", "vmap", "loop"] | int
+Result = TypeVar("Result")
+
+# On a CPU, a chunk of convolutional tasks is fastest while about this many examples go through the network together.
+EXAMPLES_PER_CHUNK = 80
+
+
+class TaskMap:
+    """Maps a function over a batch of tasks; every way gives the same result.
+
+    Args:
+        network: The network that the function runs.
+        names: The parameters that the inner loop changes.
+        task_parallel: `"vmap"`: all tasks together, the most memory. A chunk size: that many together, which bounds
+            the memory. `"loop"`: one after another, the least memory, and works for every network. `"auto"`: on a CPU
+            chunks of about `EXAMPLES_PER_CHUNK` examples for a convolutional network, all tasks together otherwise;
+            falls back to the loop where `torch.vmap` cannot run the network.
+
+    Raises:
+        ValueError: `task_parallel` is none of these.
+    """
+
+    def __init__(self, network: nn.Module, names: tuple[str, ...], task_parallel: TaskParallel) -> None:
+        is_size = isinstance(task_parallel, int) and not isinstance(task_parallel, bool) and task_parallel >= 1
+        if not is_size and task_parallel not in ("auto", "vmap", "loop"):
+            raise ValueError(
+                f"task_parallel={task_parallel!r} is not a way to run tasks: give 'auto', 'vmap', 'loop', or the "
+                "number of tasks to run together, at least 1."
+            )
+        self.network = network
+        self.names = names
+        self.task_parallel = task_parallel
+        self._convolutional = any(isinstance(layer, _ConvNd) for layer in network.modules())
+        self._vectorizes = True
+
+    def together(self, tasks: Task) -> int:
+        """How many tasks of this batch run together under `torch.vmap`; 0 for the loop."""
+        batch = number_of_tasks(tasks)
+        if isinstance(self.task_parallel, int):
+            return min(self.task_parallel, batch)
+        if self.task_parallel == "loop" or not self._vectorizes:
+            return 0
+        targets = tasks.support.targets
+        if self.task_parallel == "vmap" or not self._convolutional or targets.device.type != "cpu":
+            return batch
+        examples = targets.shape[1] + tasks.query.targets.shape[1]
+        size = min(EXAMPLES_PER_CHUNK // examples, batch)
+        return size if size > 1 else 0
+
+    def __call__(self, function: Callable[[Learner, Task], Result], tasks: Task) -> Iterator[Result]:
+        """Apply `function` to the batch, chunk by chunk.
+
+        Args:
+            function: Gets a learner and a batch of one or more tasks. It must have no effect but its result.
+            tasks: A batch of `B` tasks.
+
+        Yields:
+            The results, in the order of the tasks.
+
+        Raises:
+            RuntimeError: `torch.vmap` was asked for and cannot run the network; the message names the layer.
+        """
+        single = Learner(self.network, self.names, vectorized=False)
+        together = Learner(self.network, self.names, vectorized=True)
+        for chunk in split(tasks, self.together(tasks) or 1):
+            if self.together(tasks):
+                try:
+                    result = function(together, chunk)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    self._fall_back(function, together, single, chunk, error)
+                else:
+                    yield result
+                    continue
+            yield from (function(single, task) for task in split(chunk, 1))
+
+    def _fall_back(
+        self,
+        function: Callable[[Learner, Task], object],
+        together: Learner,
+        single: Learner,
+        chunk: Task,
+        error: Exception,
+    ) -> None:
+        """Turn to the loop because of an error under vmap; raise where that is not the remedy."""
+        layer = failing_layer(self.network, lambda: function(together, chunk))
+        try:
+            function(single, split(chunk, 1)[0])
+        except Exception as own:  # it has nothing to do with vmap
+            raise own from None
+        where = f"layer {layer}" if layer else "the loss or the inner optimizer"
+        reason = f"torch.vmap cannot run {where}: {(str(error).splitlines() or [repr(error)])[0]}"
+        if self.task_parallel != "auto":
+            raise RuntimeError(
+                f"{reason}\nUse task_parallel='loop', or replace it by one that vmap can run."
+            ) from error
+        warnings.warn(f"{reason}\nRunning tasks one after another (task_parallel='loop').", stacklevel=2)
+        self._vectorizes = False
+
+
+def split(tasks: Task, size: int) -> list[Task]:
+    """Cut a batch of tasks into batches of at most `size` tasks."""
+
+    def part(start: int) -> Task:
+        return map_tensors(lambda t: t[start : start + size], tasks)
+
+    return [part(start) for start in range(0, number_of_tasks(tasks), size)]

@@ -1,0 +1,39 @@
+"""Hyperparameters that any checkpoint reader can load."""
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value consists of None, booleans, numbers, strings, lists, tuples and dicts only."""
+    if isinstance(value, dict):
+        return all(is_plain(k) and is_plain(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(is_plain(v) for v in value)
+    return value is None or type(value) in (bool, int, float, str)
+
+
+class PlainHyperparameters(HyperparametersMixin):
+    """Keeps only hyperparameters of plain types, so that `torch.load(path, weights_only=True)` reads a checkpoint.
+
+    Objects (a network, an optimizer class) given in a script are left out; those built by the command line are saved
+    as the class paths and arguments they were built from.
+    """
+
+    def _set_hparams(self, hp: Any) -> None:
+        if isinstance(hp, MutableMapping):
+            hp = {name: value for name, value in hp.items() if is_plain(value)}
+        super()._set_hparams(hp)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Describe the hyperparameters that two runs have different, one `name: old -> new` each."""
+    names = sorted(name for name in set(old) | set(new) if not name.startswith("_"))
+    missing = "(not set)"
+    return [
+        f"{name}: {old.get(name, missing)!r} -> {new.get(name, missing)!r}"
+        for name in names
+        if old.get(name, missing) != new.get(name, missing)
+    ]

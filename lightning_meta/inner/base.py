@@ -1,0 +1,48 @@
+"""What every inner optimizer is."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_meta.functional.learner import Params
+
+
+class InnerOptimizer(nn.Module, ABC):
+    """A differentiable optimizer of one task's parameters, with its state passed in and out.
+
+    Whatever it learns (a rate per parameter, an LSTM) are its own `nn.Parameter`s, and so meta-parameters: checkpoints,
+    distributed training and the outer optimizer treat them like the network's.
+
+    Both methods see one task: parameters by name, without the task dimension. Many tasks are run by `torch.vmap`, so
+    write tensor operations only: no `.item()`, no `if` on a tensor's value, nothing in place.
+    """
+
+    @abstractmethod
+    def init(self, params: Params) -> Any:
+        """The state before the first step.
+
+        Args:
+            params: The parameters to adapt, by name.
+
+        Returns:
+            Any nesting of dicts, lists and tuples of tensors; `()` for none.
+        """
+
+    @abstractmethod
+    def update(
+        self, grads: Params, state: Any, params: Params, *, loss: Tensor, step: int, **extra: Any
+    ) -> tuple[Params, Any]:
+        """One inner step.
+
+        Args:
+            grads: The gradient of the support loss for each parameter, of the same shape.
+            state: The state that `init` or the last `update` returned.
+            params: The parameters.
+            loss: The support loss, a detached scalar.
+            step: The number of the inner step, from 0.
+            extra: What a particular algorithm passes besides.
+
+        Returns:
+            New parameters under the same names, and the new state. Neither is changed in place.
+        """

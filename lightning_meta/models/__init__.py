@@ -1,0 +1,6 @@
+"""Networks, each with a body and a head."""
+
+from lightning_meta.models.conv4 import Conv4
+from lightning_meta.models.mlp import MLP
+
+__all__ = ["MLP", "Conv4"]

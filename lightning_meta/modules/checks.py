@@ -1,0 +1,122 @@
+"""Errors for people: what is wrong, the value seen, and what to do."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+
+def check_network(network: nn.Module) -> None:
+    """Refuse layers that meta-learning cannot use.
+
+    Raises:
+        ValueError: There is a `SyncBatchNorm`.
+    """
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.SyncBatchNorm):
+            raise ValueError(
+                f"Layer {name!r} is a SyncBatchNorm, which cannot be differentiated twice. Tasks are normalized one by "
+                "one here, so an ordinary BatchNorm is what you want on many devices too."
+            )
+
+
+def check_trainer(trainer: pl.Trainer, module: str) -> None:
+    """Refuse settings of the Trainer that the module `module` has its own for.
+
+    Raises:
+        ValueError: `gradient_clip_val` or `accumulate_grad_batches` is set.
+    """
+    clip, accumulate = trainer.gradient_clip_val, trainer.accumulate_grad_batches
+    if clip:
+        raise ValueError(
+            f"Trainer(gradient_clip_val={clip}) has no effect on manual optimization. Give "
+            f"{module}(gradient_clip_val={clip}) instead."
+        )
+    if accumulate != 1:
+        raise ValueError(
+            f"Trainer(accumulate_grad_batches={accumulate}) has no effect on manual optimization. Raise the data "
+            f"module's meta_batch_size instead; task_parallel='loop' or a chunk size of {module} keeps the memory of a "
+            "large meta-batch small."
+        )
+
+
+def check_outputs(outputs: int, targets: Tensor, trainer: pl.Trainer | None) -> None:
+    """Refuse a classifier whose outputs do not fit the tasks' classes.
+
+    Raises:
+        ValueError: The data module of `trainer` has another number of classes, or a target has no output.
+    """
+    if trainer is not None:
+        stages = {"validate": "val_", "sanity_check": "val_", "test": "test_", "predict": "test_"}
+        prefix = stages.get(str(getattr(trainer.state.stage, "value", "")), "")
+        n_way = getattr(getattr(trainer, "datamodule", None), f"{prefix}n_way", None)
+        if n_way is not None and n_way != outputs:
+            raise ValueError(
+                f"The network has {outputs} outputs, but the tasks have {prefix}n_way={n_way} classes. Give both the "
+                "same number."
+            )
+    largest, smallest = int(targets.max()), int(targets.min())
+    if largest >= outputs or smallest < 0:
+        raise ValueError(
+            f"The network has {outputs} outputs, but the targets are classes {smallest} to {largest}. Classes of a "
+            "task are numbered from 0, and each needs an output."
+        )
+
+
+def check_finite(loss: Tensor, losses: Tensor | None, inner_losses: Tensor | None, step: int, rank: int) -> None:
+    """Stop before a non-finite loss does harm.
+
+    Args:
+        loss: The meta-loss, a scalar.
+        losses: The tasks' own, `(B,)`, if known.
+        inner_losses: Their support losses before each inner step, `(B, steps)`, if known.
+        step: The outer step.
+        rank: The process.
+
+    Raises:
+        FloatingPointError: `loss` is not finite.
+    """
+    if torch.isfinite(loss):
+        return
+    where = ""
+    if losses is not None and inner_losses is not None:
+        inner = ~torch.isfinite(inner_losses)
+        bad = ~torch.isfinite(losses) | inner.any(1)
+        where = f" in tasks {bad.nonzero().flatten().tolist()} of this meta-batch"
+        if inner.any():
+            where += f", first at inner step {int(inner.any(0).nonzero()[0])} of {inner.shape[1]}"
+    raise FloatingPointError(
+        f"The loss is {loss.item()} at outer step {step} (rank {rank}){where}. Nothing was updated, and the last "
+        "checkpoint stays as it is. A smaller inner or outer learning rate, gradient_clip_val, or a look at these "
+        "inputs may help."
+    )
+
+
+def check_finite_gradient(gradients: list[Tensor], step: int) -> None:
+    """Stop before a non-finite meta-gradient does harm.
+
+    Raises:
+        FloatingPointError: A gradient is not finite.
+    """
+    if gradients and not torch.isfinite(torch.stack([g.norm() for g in gradients])).all():
+        raise FloatingPointError(
+            f"The meta-gradient is not finite at outer step {step}, though the loss is: an operation in the network or "
+            "the loss has no finite derivative here (the square root of 0, for one). Nothing was updated, and the last "
+            "checkpoint stays as it is."
+        )
+
+
+def check_support_set(inputs: list[Any], targets: Tensor) -> None:
+    """Refuse a support set without one target for each input.
+
+    Args:
+        inputs: The tensors of the inputs.
+        targets: The targets.
+
+    Raises:
+        ValueError: Lengths differ, or there is nothing.
+    """
+    lengths = [len(tensor) for tensor in inputs]
+    if not len(targets) or any(length != len(targets) for length in lengths):
+        raise ValueError(f"A support set needs one target per input: got {lengths} inputs and {len(targets)} targets.")

@@ -1,0 +1,65 @@
+"""Counter-based random numbers: the same for the same key and counter, in any process and in any order."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A Philox key is (seed, stream). The streams are fixed for good: changing one changes every task that was ever drawn.
+STREAMS = {"train": 0, "val": 1, "test": 2, "glyphs": 3, "omniglot_split": 4}
+
+
+def uniforms(seed: int, stream: str, numbers: Sequence[int], size: int) -> NDArray[np.float64]:
+    """Draw `size` uniform random numbers in [0, 1) for each of `numbers`.
+
+    Row `i` depends on `(seed, stream, numbers[i])` alone, and its first entries do not depend on `size`. The generator
+    is Philox 4x64 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+
+    Args:
+        seed: A non-negative integer below 2**64.
+        stream: A key of `STREAMS`: `"train"`, `"val"`, `"test"`, ...
+        numbers: Non-negative task (or class) numbers.
+        size: How many random numbers each of them gets.
+
+    Returns:
+        An array `(len(numbers), size)`.
+
+    Example:
+        >>> a = uniforms(0, "train", [7, 8], 3)
+        >>> b = uniforms(0, "train", [8], 2)
+        >>> bool((a[1, :2] == b[0]).all())
+        True
+    """
+    bits = np.empty((len(numbers), size), dtype=np.uint64)
+    generator = np.random.Philox(key=np.array([seed, STREAMS[stream]], dtype=np.uint64))
+    state = generator.state
+    for row, number in enumerate(numbers):
+        # The second word of the counter is the number; the first counts the draws within it.
+        state["state"]["counter"] = np.array([0, number, 0, 0], dtype=np.uint64)
+        generator.state = state
+        bits[row] = generator.random_raw(size)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def choose_without_replacement(uniform: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Turn uniform numbers into distinct indices in random order.
+
+    Args:
+        uniform: `(..., m)` random numbers in [0, 1).
+        sizes: `(...)` the number of things to choose from in each row, each at least `m`.
+
+    Returns:
+        `(..., m)` indices below `sizes`, distinct within a row; every ordered choice is equally likely.
+
+    Example:
+        >>> choose_without_replacement(np.array([[0.0, 0.0, 0.9]]), np.array([4]))
+        array([[0, 1, 3]])
+    """
+    count = uniform.shape[-1]
+    chosen = np.empty(uniform.shape, dtype=np.int64)
+    for i in range(count):
+        rank = (uniform[..., i] * (sizes - i)).astype(np.int64)
+        # The rank-th of what is left lies behind every chosen index that has at most `rank` free ones before it.
+        before = np.sort(chosen[..., :i], axis=-1) - np.arange(i)
+        chosen[..., i] = rank + (before <= rank[..., None]).sum(axis=-1)
+    return chosen

@@ -1,0 +1,63 @@
+"""What a task is: the one type in which data modules and algorithm modules meet."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+Tree = TypeVar("Tree")
+
+
+class Examples(NamedTuple):
+    """Labelled examples.
+
+    Attributes:
+        inputs: A tensor `(examples, ...)`, or any nesting of dicts, lists and tuples of such tensors. In a batch of
+            tasks every tensor has a leading task dimension: `(B, examples, ...)`.
+        targets: Class numbers `(examples,)` or regression targets `(examples, ...)`; `(B, examples, ...)` in a batch.
+    """
+
+    inputs: Any
+    targets: Tensor
+
+
+class Task(NamedTuple):
+    """A few-shot task: adapt to `support`, be judged on `query`.
+
+    In a batch of `B` tasks of `N` classes, `support.inputs` is `(B, N*K, ...)` and `query.inputs` is `(B, N*Q, ...)`
+    with `K` support and `Q` query examples of each class, class by class.
+    """
+
+    support: Examples
+    query: Examples
+
+
+@runtime_checkable
+class TaskDistribution(Protocol):
+    """Where tasks come from: anything that makes the tasks of given numbers.
+
+    Task number `i` must be the same whenever it is asked for and whoever asks, so that any number of processes sees
+    one stream of tasks. `lightning_meta.randomness.uniforms` gives random numbers with that property.
+    """
+
+    def tasks(self, numbers: Sequence[int]) -> Task:
+        """Make the tasks of these numbers, batched along a leading task dimension.
+
+        Args:
+            numbers: `B` task numbers.
+
+        Returns:
+            The batch: inputs `(B, examples, ...)`, targets `(B, examples, ...)`.
+        """
+        ...
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """Apply `function` to every tensor in a nesting of dicts, lists, tuples and NamedTuples."""
+    return cast(Tree, apply_to_collection(tree, Tensor, function))
+
+
+def number_of_tasks(tasks: Task) -> int:
+    """The number `B` of tasks in a batch."""
+    return len(tasks.support.targets)
