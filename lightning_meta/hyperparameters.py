@@ -1,6 +1,8 @@
 """Hyperparameters that any checkpoint reader can load."""
 
+import inspect
 from collections.abc import Mapping, MutableMapping
+from importlib import import_module
 from typing import Any
 
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
@@ -24,16 +26,22 @@ class PlainHyperparameters(HyperparametersMixin):
 
     def _set_hparams(self, hp: Any) -> None:
         if isinstance(hp, MutableMapping):
-            hp = {name: value for name, value in hp.items() if is_plain(value)}
+            hp = {name: _without_unknown_arguments(value) for name, value in hp.items() if is_plain(value)}
         super()._set_hparams(hp)
 
 
+def _without_unknown_arguments(value: Any) -> Any:
+    """Drop arguments that a class does not take: the command line links `n_way` to networks without one, too."""
+    if not isinstance(value, dict) or not isinstance(value.get("init_args"), dict) or "class_path" not in value:
+        return value
+    module, _, name = str(value["class_path"]).rpartition(".")
+    parameters = inspect.signature(getattr(import_module(module), name)).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return value
+    return value | {"init_args": {name: v for name, v in value["init_args"].items() if name in parameters}}
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Describe the hyperparameters that two runs have different, one `name: old -> new` each."""
-    names = sorted(name for name in set(old) | set(new) if not name.startswith("_"))
-    missing = "(not set)"
-    return [
-        f"{name}: {old.get(name, missing)!r} -> {new.get(name, missing)!r}"
-        for name in names
-        if old.get(name, missing) != new.get(name, missing)
-    ]
+    """Describe the hyperparameters that two runs have and have different, one `name: old -> new` each."""
+    names = sorted(name for name in set(old) & set(new) if not name.startswith("_"))
+    return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in names if old[name] != new[name]]

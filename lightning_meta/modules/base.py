@@ -282,6 +282,9 @@ class MetaModule(PlainHyperparameters, pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the hyperparameters in which a checkpoint differs; those given now are used."""
         changed = differences(checkpoint.get("hyper_parameters", {}), self.hparams)
+        datamodule = getattr(self._trainer, "datamodule", None)
+        if datamodule is not None:
+            changed += differences(checkpoint.get("datamodule_hyper_parameters", {}), datamodule.hparams)
         if changed:
             rank_zero_warn(
                 "The checkpoint was written with other hyperparameters; those of now are used:\n  "

@@ -1,0 +1,120 @@
+"""Figures of a task and of what adaptation does."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_meta.metrics import mean_and_ci95
+from lightning_meta.task import Task, map_tensors
+
+
+def plot_episode(task: Task, path: str | Path, predictions: Tensor | None = None) -> None:
+    """Draw the support set and the query set of an image classification task, a row for each class.
+
+    Args:
+        task: One task, without a task dimension: images `(N*K, C, H, W)` and `(N*Q, C, H, W)`.
+        path: A PNG file to write.
+        predictions: Logits `(N*Q, N)`; wrong query images get a red frame.
+    """
+    from matplotlib.figure import Figure
+
+    support, query = task
+    classes = torch.unique(support.targets).tolist()
+    shots, queries = (int((part.targets == classes[0]).sum()) for part in (support, query))
+    shown = min(queries, 10)
+    figure = Figure(figsize=(0.7 * (shots + shown) + 1.2, 0.75 * len(classes) + 0.6), layout="constrained")
+    axes = figure.subplots(
+        len(classes), shots + shown + 1, squeeze=False, width_ratios=[*[1] * shots, 0.3, *[1] * shown]
+    )
+    for row, label in enumerate(classes):
+        images: list[tuple[Tensor | None, int | None]] = [
+            (image, None) for image in support.inputs[support.targets == label]
+        ]
+        chosen = (query.targets == label).nonzero().flatten()[:shown].tolist()
+        images.append((None, None))
+        images += [(query.inputs[i], None if predictions is None else int(predictions[i].argmax())) for i in chosen]
+        for ax, (image, predicted) in zip(axes[row], images, strict=False):
+            ax.set(xticks=[], yticks=[])
+            if image is None:
+                ax.axis("off")
+                continue
+            pixels = image.float().cpu()
+            pixels = pixels / 255 if image.dtype == torch.uint8 else pixels
+            ax.imshow(pixels.permute(1, 2, 0).squeeze(-1), cmap="gray_r", vmin=0, vmax=1)
+            wrong = predicted is not None and predicted != label
+            for spine in ax.spines.values():
+                spine.set(color="red" if wrong else "lightgray", linewidth=2 if wrong else 0.8)
+    axes[0][0].set_title("support", loc="left", fontsize=9)
+    note = "" if predictions is None else " (red: predicted wrongly)"
+    axes[0][shots + 1].set_title(f"query{note}", loc="left", fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def plot_adaptation(curves: Mapping[str, Tensor], path: str | Path, metric: str = "query accuracy") -> None:
+    """Draw a metric over inner steps: the mean over tasks and its 95 % interval.
+
+    Args:
+        curves: For each label values `(tasks, steps + 1)`.
+        path: A PNG file to write.
+        metric: What the values are.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for label, values in curves.items():
+        mean, ci95 = (x.cpu() for x in mean_and_ci95(values))
+        steps = range(len(mean))
+        axes.plot(steps, mean, marker="o", markersize=3, label=label)
+        axes.fill_between(steps, mean - ci95, mean + ci95, alpha=0.2)
+    axes.set(xlabel="inner steps", ylabel=f"{metric}, mean and 95 % interval")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+class TaskFigures(pl.Callback):
+    """After a test draws its first task (`episode.png`) and the adaptation curve of its first batch (`adaptation.png`).
+
+    Args:
+        folder: Where to write them; `figures` in the Trainer's `default_root_dir` if `None`.
+        steps: Inner steps of the curve; the module's `val_inner_steps` if `None`.
+    """
+
+    def __init__(self, folder: str | None = None, steps: int | None = None) -> None:
+        self.folder = folder
+        self.steps = steps
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Task,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first batch."""
+        curve_of: Any = getattr(pl_module, "adaptation_curve", None)
+        if batch_idx or not trainer.is_global_zero or curve_of is None:
+            return
+        folder = Path(self.folder or Path(trainer.default_root_dir) / "figures")
+        folder.mkdir(parents=True, exist_ok=True)
+        curves = curve_of(batch, self.steps)
+        metric = "query_accuracy" if "query_accuracy" in curves else "query_loss"
+        name = metric.replace("_", " ")
+        plot_adaptation({"adapted from the meta-trained network": curves[metric]}, folder / "adaptation.png", name)
+        inputs = batch.support.inputs
+        if (
+            metric == "query_accuracy"
+            and isinstance(inputs, Tensor)
+            and inputs.dim() == 5
+            and inputs.shape[2] in (1, 3)
+        ):
+            plot_episode(
+                map_tensors(lambda t: t[0], batch), folder / "episode.png", pl_module.predict_step(batch, 0)[0]
+            )

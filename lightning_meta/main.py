@@ -1,0 +1,165 @@
+"""The command line: LightningCLI, with a run kept in one folder."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import Namespace, get_loader, set_loader
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from yaml import YAMLError
+
+from lightning_meta import models
+from lightning_meta.datamodules import EpisodicDataModule
+from lightning_meta.modules import MetaModule
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the configuration of a training run to `config.yaml` in the run's folder, over that of the run before."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write it when training starts."""
+        if stage == "fit":
+            path = Path(trainer.default_root_dir)
+            path.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, path / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+
+
+class MetaCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict` for meta-learning modules.
+
+    A run is one folder, `trainer.default_root_dir`: `config.yaml`, `checkpoints/best.ckpt` and `last.ckpt`, and
+    `logs/<command>/metrics.csv`. `--ckpt_path best` and `last` mean those files, in any process.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the checkpoint's options, and give the network the data's number of classes."""
+        parser.add_class_arguments(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/query_accuracy",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.link_arguments("data.n_way", "model.init_args.network.init_args.n_way", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Let the configuration given win over the checkpoint's; the module names the differences when it loads."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run's folder and the checkpoint to start from."""
+        config = self._command_config()
+        if config.trainer.default_root_dir is None:
+            names = [config[key].class_path.rsplit(".", 1)[-1].lower() for key in ("model", "data")]
+            config.trainer.default_root_dir = os.path.join("runs", "_".join(names))
+        if config.get("ckpt_path"):
+            config.ckpt_path = self._find_checkpoint(config.ckpt_path)
+        elif self.subcommand != "fit":
+            rank_zero_warn(
+                f"No --ckpt_path: `{self.subcommand}` uses the network as it is initialized. `--ckpt_path best` takes "
+                "the best checkpoint of this run."
+            )
+
+    def _command_config(self) -> Namespace:
+        config: Namespace = self.config[self.subcommand]
+        return config
+
+    def _checkpoint_folder(self) -> Path:
+        config = self._command_config()
+        return Path(config.checkpoint.dirpath or os.path.join(config.trainer.default_root_dir, "checkpoints"))
+
+    def _find_checkpoint(self, given: str) -> str:
+        """The file that `--ckpt_path` means.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        if "://" in given:  # a remote store; Lightning opens it
+            return given
+        path = self._checkpoint_folder() / f"{given}.ckpt" if given in ("best", "last") else Path(given)
+        if not path.is_file():
+            found = sorted(str(p) for p in self._checkpoint_folder().glob("*.ckpt"))
+            there = f"Checkpoints of this run: {', '.join(found)}." if found else "This run has no checkpoint yet."
+            raise FileNotFoundError(
+                f"--ckpt_path {given}: there is no file {path}. {there} A run is the folder trainer.default_root_dir="
+                f"{self._command_config().trainer.default_root_dir}; leave out --ckpt_path to start afresh."
+            )
+        return str(path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the Trainer with this run's checkpoints and, unless another logger is given, its CSV log."""
+        config = self._get(self.config_init, "trainer")
+        checkpoint = self._get(self.config_init, "checkpoint")
+        callbacks = config.callbacks or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if config.enable_checkpointing is not False and not config.barebones:
+            checkpoint.dirpath = str(self._checkpoint_folder())
+            callbacks.append(checkpoint)
+        logger = config.logger
+        if logger is None or logger is True:
+            logger = CSVLogger(config.default_root_dir, name="logs", version=self.subcommand)
+            if self.subcommand == "fit" and self._command_config().ckpt_path:
+                _keep_log(Path(logger.log_dir))
+        return super().instantiate_trainer(callbacks=callbacks, logger=logger, **kwargs)
+
+
+def _keep_log(folder: Path) -> None:
+    """Rename the log of the training that is resumed, since the logger starts a new one."""
+    log = folder / "metrics.csv"
+    if log.is_file():
+        log.rename(folder / f"metrics.until_resume_{len(list(folder.glob('metrics.until_resume_*.csv'))) + 1}.csv")
+
+
+def _qualified(value: Any) -> Any:
+    """Give the package's networks their full class path: torchvision has an MLP, too."""
+    if isinstance(value, dict):
+        value = {key: _qualified(inner) for key, inner in value.items()}
+        if value.get("class_path") in models.__all__:
+            value["class_path"] = f"lightning_meta.{value['class_path']}"
+    elif isinstance(value, list):
+        value = [_qualified(inner) for inner in value]
+    elif isinstance(value, str) and value in models.__all__:
+        value = f"lightning_meta.{value}"
+    return value
+
+
+def main(args: ArgsType = None) -> MetaCLI:
+    """Run the command line.
+
+    Args:
+        args: Arguments as a list of strings; those of the process if `None`.
+
+    Returns:
+        The command line object, with `trainer`, `model` and `datamodule`.
+    """
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: _qualified(load(text)), exceptions=(YAMLError,))
+    try:
+        return MetaCLI(
+            MetaModule,
+            EpisodicDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+    finally:
+        set_loader("yaml", load, exceptions=(YAMLError,))
+
+
+def console() -> None:
+    """The command `lightning-meta`."""
+    main()
+
+
+if __name__ == "__main__":
+    console()
