@@ -69,7 +69,12 @@ class Learner:
             return functional_call(self.network, (params, buffers), (inputs,))
 
     def predict(self, params: Params, buffers: Params, inputs: Any) -> Any:
-        """Predictions of each task's own parameters on its own inputs: `(B, examples, ...)`."""
+        """Predictions of each task's own parameters on its own inputs: `(B, examples, ...)`.
+
+        What the network writes to its buffers is found in `buffers` afterwards, in new tensors: those before may be
+        part of a graph.
+        """
+        buffers.update({name: buffer.clone() for name, buffer in buffers.items()})
         return self.over_tasks(self.call)(params, buffers, inputs)
 
 

@@ -123,7 +123,7 @@ class GradientBasedModule(MetaModule):
         query = self.query_data(tasks, initial)
         before = learner.predict(initial, buffers, query.inputs)
         support = self.support_data(tasks, adapted.params, adapted.inner_losses.shape[1])
-        support_after = learner.predict(adapted.params, adapted.buffers, support.inputs)
+        support_after = learner.predict(adapted.params, dict(adapted.buffers), support.inputs)
         values = {
             "support_loss": self.task_losses(learner, support_after, support.targets),
             "query_loss_before": self.task_losses(learner, before, query.targets),
@@ -140,7 +140,7 @@ class GradientBasedModule(MetaModule):
             return self._query_predictions(learner, tasks, adapted, self.query_data(tasks, adapted.params))
 
     def _query_predictions(self, learner: Learner, tasks: Task, adapted: Adapted, query: Examples) -> Tensor:
-        buffers = adapted.buffers
+        buffers = dict(adapted.buffers)
         if not self.transductive and batch_normalized_layers(self.network):
             support = self.support_data(tasks, adapted.params, adapted.inner_losses.shape[1])
             network = with_stored_statistics(self.network)
@@ -162,7 +162,8 @@ class GradientBasedModule(MetaModule):
                 learner.call(params, buffers, inputs)
             return statistics
 
-        found: Params = learner.over_tasks(of_one_task)(adapted.params, adapted.buffers, inputs)
+        buffers = {name: buffer.clone() for name, buffer in adapted.buffers.items()}
+        found: Params = learner.over_tasks(of_one_task)(adapted.params, buffers, inputs)
         return found
 
     def adapt_to(
@@ -195,7 +196,7 @@ class GradientBasedModule(MetaModule):
             learner = Learner(network, self.adapted_names, vectorized=False)
             adapted = self.adapt(learner, task, steps, order=0)
             final = adapted.buffers | adapted.params
-            if not transductive:
+            if not transductive and batch_normalized_layers(network):
                 with torch.no_grad():
                     final |= self._support_statistics(learner, adapted, task.support.inputs)
             network = (with_batch_statistics if transductive else with_stored_statistics)(network)
@@ -227,7 +228,7 @@ class GradientBasedModule(MetaModule):
             @torch.no_grad()
             def measure(_: int, params: Params) -> None:
                 query = self.query_data(tasks, params)
-                predictions = learner.predict(params, buffers, query.inputs)
+                predictions = learner.predict(params, dict(buffers), query.inputs)
                 metrics = {"loss": self.task_losses(learner, predictions, query.targets)}
                 rows.append(metrics | self.task_metrics(predictions, query.targets))
 

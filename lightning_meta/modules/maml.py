@@ -35,6 +35,7 @@ class MAMLModule(GradientBasedModule):
         ValueError: An argument does not make sense; the message says which and what to do.
 
     Example:
+        >>> import torch
         >>> from lightning_meta import Examples, Task
         >>> module = MAMLModule(nn.Linear(4, 3), inner_lr=0.1)
         >>> inputs, targets = torch.randn(2, 6, 4), torch.tensor([0, 0, 1, 1, 2, 2]).expand(2, 6)

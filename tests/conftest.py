@@ -1,0 +1,44 @@
+"""Shared fixtures: small tasks, and the real data where it is at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_meta import Examples, Task
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def omniglot_root() -> Path:
+    root = os.environ.get("LIGHTNING_META_DATA")
+    if not root:
+        pytest.skip("LIGHTNING_META_DATA is not set: it is the folder that holds omniglot-py/")
+    return Path(root)
+
+
+def image_tasks(tasks=4, n_way=3, k_shot=2, n_query=3, channels=1, size=8, dtype=torch.float64, seed=0) -> Task:
+    """Random images; class by class, as the data modules make them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def examples(shots):
+        inputs = torch.randn(tasks, n_way * shots, channels, size, size, generator=generator, dtype=dtype)
+        return Examples(inputs, torch.arange(n_way).repeat_interleave(shots).expand(tasks, -1))
+
+    return Task(examples(k_shot), examples(n_query))
+
+
+def vector_tasks(tasks=4, n_way=3, k_shot=2, n_query=3, features=6, dtype=torch.float64, seed=0) -> Task:
+    """Random vectors."""
+    images = image_tasks(tasks, n_way, k_shot, n_query, features, 1, dtype, seed)
+    return Task(*(part._replace(inputs=part.inputs.flatten(2)) for part in images))
+
+
+def relative_error(found, expected) -> float:
+    found, expected = (torch.cat([t.flatten() for t in tensors]) for tensors in (found, expected))
+    return ((found - expected).norm() / expected.norm()).item()

@@ -1,0 +1,161 @@
+"""N-way K-shot tasks."""
+
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from lightning_meta import EpisodicDataModule
+from lightning_meta.datamodules import ClassTasks
+from lightning_meta.datasets import ClassDataset
+
+
+def numbered(classes=8, each=6, start=0):
+    """Example i of class c holds the number 100 c + i."""
+    targets = torch.arange(classes).repeat_interleave(each)
+    inputs = (100 * targets + torch.arange(each).repeat(classes)).float().unsqueeze(1) + start
+    return ClassDataset(inputs, targets)
+
+
+class Plain(Dataset):
+    """A data set that gives examples one by one, from a list of targets."""
+
+    def __init__(self, data):
+        self.data, self.targets = data, data.targets.tolist()
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return {"x": self.data[index][0]}, self.targets[index]
+
+
+def test_tasks_are_n_way_k_shot_without_repeats():
+    task = ClassTasks(numbered(), "train", n_way=5, k_shot=2, n_query=3).tasks(range(200))
+    support, query = task.support.inputs[..., 0], task.query.inputs[..., 0]
+    assert support.shape == (200, 10)
+    assert query.shape == (200, 15)
+    for s, q, labels in zip(support, query, task.support.targets, strict=True):
+        assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+        assert len({*s.tolist(), *q.tolist()}) == 25
+        classes = (s // 100).tolist()[::2]
+        assert len(set(classes)) == 5
+        assert (s // 100).tolist() == [c for c in classes for _ in range(2)]
+        assert (q // 100).tolist() == [c for c in classes for _ in range(3)]
+
+
+def test_every_class_label_and_example_is_drawn_equally_often():
+    task = ClassTasks(numbered(), "train", n_way=4, k_shot=1, n_query=1).tasks(range(6000))
+    seen = Counter(task.support.inputs.flatten().tolist())
+    assert len(seen) == 48
+    chi_square = sum((n - 500) ** 2 / 500 for n in seen.values())
+    assert chi_square < 85  # about the 0.999 quantile for 47 degrees of freedom
+    first = Counter((task.support.inputs[:, 0, 0] // 100).tolist())
+    assert sum((n - 750) ** 2 / 750 for n in first.values()) < 24.4
+
+
+def test_a_task_is_a_function_of_seed_split_and_number():
+    data = numbered()
+
+    def draw(numbers, split="train", seed=0):
+        return ClassTasks(data, split, 3, 1, 2, seed).tasks(numbers).query.inputs
+
+    together = draw([5, 6, 7])
+    assert torch.equal(draw([6])[0], together[1])
+    assert not torch.equal(draw([6], split="val")[0], together[1])
+    assert not torch.equal(draw([6], seed=1)[0], together[1])
+
+
+def test_ways_of_holding_data_give_the_same_tasks():
+    data = numbered()
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+    shuffled = ClassDataset(data.inputs[order], data.targets[order])
+    tensor = TensorDataset(data.inputs[order], data.targets[order])
+    tensor.targets = data.targets[order]
+    # A Subset of a Subset picks the shuffled order out of a larger, reversed one.
+    padded = ClassDataset(torch.cat([data.inputs, data.inputs + 1000]), torch.cat([data.targets, data.targets + 50]))
+    reverse = Subset(padded, list(range(len(padded)))[::-1])
+    subset = Subset(reverse, [len(padded) - 1 - i for i in order])
+    expected = ClassTasks(shuffled, "val", 3, 2, 2).tasks([0, 1, 9])
+    for other in (tensor, subset):
+        found = ClassTasks(other, "val", 3, 2, 2).tasks([0, 1, 9])
+        assert torch.equal(found.support.inputs, expected.support.inputs)
+        assert torch.equal(found.query.inputs, expected.query.inputs)
+    plain = ClassTasks(Plain(shuffled), "val", 3, 2, 2).tasks([0, 1, 9])
+    assert torch.equal(plain.support.inputs["x"], expected.support.inputs)
+
+
+def test_classes_of_different_sizes():
+    data = ClassDataset(torch.arange(9.0).unsqueeze(1), [7, 7, 7, 7, 7, 2, 2, 2, 2])
+    task = ClassTasks(data, "train", n_way=2, k_shot=2, n_query=2).tasks(range(300))
+    drawn = Counter(torch.cat([task.support.inputs, task.query.inputs], 1).flatten().tolist())
+    assert set(drawn) == set(map(float, range(9)))
+    assert all(drawn[float(i)] == 300 for i in range(5, 9))
+
+
+def bad_images():
+    class Images(Plain):
+        def __getitem__(self, index):
+            return object(), 0
+
+    return Images(numbered())
+
+
+def unreadable():
+    class Unreadable(Plain):
+        def __getitem__(self, index):
+            raise OSError("disk on fire")
+
+    return Unreadable(numbered())
+
+
+def without(**attributes):
+    data = Plain(numbered())
+    for name, value in attributes.items():
+        setattr(data, name, value)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shape", "message"),
+    [
+        (numbered(), (9, 1, 1), "n_way=9 classes, but the data set has 8"),
+        (numbered(), (5, 3, 4), r"k_shot \+ n_query = 3 \+ 4 = 7 examples .* class 0 has 6.* and 3 more"),
+        (without(targets=[0.5] * 48), (5, 1, 1), "one integer for each example.*float64"),
+        (without(targets=[0] * 3), (5, 1, 1), "48 examples but 3 targets"),
+        (without(targets=[[0]] * 48), (5, 1, 1), "one integer for each example"),
+        (TensorDataset(torch.zeros(4, 1)), (5, 1, 1), "no attribute `targets`"),
+    ],
+    ids=["ways", "examples", "floats", "length", "shape", "none"],
+)
+def test_data_that_cannot_give_such_tasks_is_refused(dataset, shape, message):
+    with pytest.raises(ValueError, match=f"train: .*{message}"):
+        ClassTasks(dataset, "train", *shape)
+
+
+def test_the_class_that_is_too_small_is_named():
+    data = ClassDataset(torch.zeros(5, 1), [0, 0, 0, 1, 1], ["cat", "dog"])
+    with pytest.raises(ValueError, match="class dog has 2"):
+        ClassTasks(data, "val", 2, 1, 2)
+
+
+def test_examples_that_cannot_be_read_or_stacked_are_named():
+    with pytest.raises(RuntimeError, match=r"train: example \d+ of the data set cannot be read: disk on fire"):
+        ClassTasks(unreadable(), "train", 2, 1, 1).tasks([0])
+    with pytest.raises(TypeError, match=r"type object, which are not tensors.*ToTensor"):
+        ClassTasks(bad_images(), "train", 2, 1, 1).tasks([0])
+
+
+def test_ten_thousand_tasks_a_second():
+    data = ClassDataset(torch.randint(0, 255, (22000, 1, 28, 28), dtype=torch.uint8), np.arange(1100).repeat(20))
+    module = EpisodicDataModule(data, n_way=5, k_shot=1, n_query=1, meta_batch_size=32, steps_per_epoch=400)
+    module.setup()
+    rates = []
+    for _ in range(3):
+        start = time.perf_counter()
+        tasks = sum(len(task.support.targets) for task in module.train_dataloader())
+        rates.append(tasks / (time.perf_counter() - start))
+    assert max(rates) >= 10_000
