@@ -218,10 +218,9 @@ class GradientBasedModule(MetaModule):
             For `query_loss` and each metric `(B, steps + 1)` values, the first before adaptation.
         """
         steps = self.val_inner_steps if steps is None else _check_steps("steps", steps)
-        network = copy.deepcopy(self.network).eval()
 
         def run(learner: Learner, tasks: Task) -> dict[str, Tensor]:
-            learner = replace(learner, network=network)
+            learner = replace(learner, network=copy.deepcopy(self.network).eval())
             buffers = learner.initial_buffers(number_of_tasks(tasks))
             rows: list[dict[str, Tensor]] = []
 

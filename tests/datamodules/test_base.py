@@ -123,7 +123,7 @@ def test_numbers_out_of_range_are_refused_at_construction(arguments):
 
 def test_devices_that_do_not_divide_the_meta_batch_are_refused():
     data = as_rank(0, 3)
-    with pytest.raises(ValueError, match="meta_batch_size=4 .* 3 devices do not divide it. Make it a multiple of 3"):
+    with pytest.raises(ValueError, match=r"meta_batch_size=4 .* 3 devices do not divide it\. Make it a multiple of 3"):
         data.setup()
     data = as_rank(0, 4, val_tasks=3)
     with pytest.raises(ValueError, match="val_tasks=3 is fewer than the 4 devices"):

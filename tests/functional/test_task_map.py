@@ -45,9 +45,10 @@ def test_an_error_of_the_users_own_is_raised_as_it_is():
             raise KeyError("my own mistake")
 
     module = MAMLModule(Broken())
-    with warnings.catch_warnings(), pytest.raises(KeyError, match="my own mistake"):
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
-        module.meta_loss(image_tasks())
+        with pytest.raises(KeyError, match="my own mistake"):
+            module.meta_loss(image_tasks())
 
 
 def test_auto_runs_few_examples_together_on_a_cpu_and_many_one_by_one():

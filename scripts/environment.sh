@@ -1,0 +1,21 @@
+# Sourced by the other scripts: sets $python to that of the active virtual environment, or of .venv, made if need be.
+if [ -n "${VIRTUAL_ENV:-}" ] || [ -n "${CONDA_PREFIX:-}" ]; then
+  python=$(command -v python)
+else
+  base=$(command -v python3 || command -v python) || { echo "Python 3.10 or newer is needed." >&2; exit 1; }
+  "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+    echo "Python 3.10 or newer is needed; $base is $("$base" --version)." >&2
+    exit 1
+  }
+  if [ ! -x .venv/bin/python ]; then
+    echo "Making a virtual environment in .venv"
+    "$base" -m venv .venv
+  fi
+  python=$PWD/.venv/bin/python
+fi
+
+# install SPEC: install the package, saying so, since the first time takes minutes.
+install() {
+  echo "Installing lightning-meta ($1) with $python; the first time this takes a few minutes"
+  "$python" -m pip install --quiet --disable-pip-version-check -e "$1"
+}
