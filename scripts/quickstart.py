@@ -75,7 +75,6 @@ def quickstart() -> None:
     assert isinstance(data, GlyphsDataModule)
 
     print("Adapting the same network without meta-training, at five inner rates ...", flush=True)
-    data.trainer = None
     untrained, rate, steps = without_meta_training(module.network.head.in_features, data)
     batches = list(data.test_dataloader())
     trained = accuracy_curves(module, batches, module.val_inner_steps)

@@ -141,14 +141,15 @@ class EpisodicDataModule(PlainHyperparameters, pl.LightningDataModule):
             return range(start, start + share)
 
         def first() -> int:
-            if self.trainer is None:
+            trainer = self._running_trainer()
+            if trainer is None:
                 return 0
             # Counts outer steps over all epochs, and is restored from a checkpoint before the loader is iterated.
-            return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
+            return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
 
         if "train" not in self.tasks:
             return []
-        finish = scale_images if self.trainer is None else None
+        finish = scale_images if self._running_trainer() is None else None
         return TaskLoader(self.tasks["train"], numbers, self.steps_per_epoch, first, self.num_workers, finish)
 
     def val_dataloader(self) -> TaskLoader | list[TaskLoader]:
@@ -173,7 +174,7 @@ class EpisodicDataModule(PlainHyperparameters, pl.LightningDataModule):
         def numbers(batch: int) -> Sequence[int]:
             return mine[batch * size : (batch + 1) * size]
 
-        finish = scale_images if self.trainer is None else None
+        finish = scale_images if self._running_trainer() is None else None
         length = -(-len(mine) // size)
         return TaskLoader(self.tasks[split], numbers, length, num_workers=self.num_workers, finish=finish)
 
@@ -181,8 +182,13 @@ class EpisodicDataModule(PlainHyperparameters, pl.LightningDataModule):
         """Scale uint8 images to [0, 1], on the device."""
         return scale_images(batch)
 
+    def _running_trainer(self) -> pl.Trainer | None:
+        """The Trainer, while it runs; before and after that, loaders work as without one."""
+        return self.trainer if self.trainer is not None and self.trainer.state.status == "running" else None
+
     def _rank_and_world(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        trainer = self._running_trainer()
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 def scale_images(tasks: Task) -> Task:

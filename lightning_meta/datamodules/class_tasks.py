@@ -96,10 +96,10 @@ class ClassTasks:
                 ) from error
         try:
             return default_collate(items)
-        except TypeError as error:
+        except (TypeError, RuntimeError) as error:
             raise TypeError(
-                f"{self.split}: the data set gives inputs of type {type(items[0]).__name__}, which are not tensors. "
-                "Give it a transform that makes tensors, such as torchvision.transforms.ToTensor()."
+                f"{self.split}: inputs of type {type(items[0]).__name__} cannot be stacked: {error}. Give the data set "
+                "a transform that makes tensors of one size, such as torchvision.transforms.ToTensor() after a Resize."
             ) from error
 
 

@@ -1,6 +1,6 @@
 """The base of every algorithm: outer loop, evaluation and logs. What it does with a task is up to subclasses."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
     inner_losses: Tensor
 
 
-class MetaModule(PlainHyperparameters, pl.LightningModule):
+class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
     """Base of the meta-learning algorithms, trained by Lightning's `Trainer` under manual optimization.
 
     A subclass says what happens to a batch of tasks: `learn` in meta-training, `evaluate` and `predict` afterwards.

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_meta.functional.inner_loop import Order, adapt
@@ -132,6 +133,12 @@ class GradientBasedModule(MetaModule):
             values["support_loss_before"] = adapted.inner_losses[:, 0]
         metrics = self.task_metrics(before, query.targets)
         return values | {f"query_{name}_before": value for name, value in metrics.items()}
+
+    def on_test_start(self) -> None:
+        """Say which statistics batch normalization uses."""
+        if batch_normalized_layers(self.network):
+            source = "query batch (transductive)" if self.transductive else "support set"
+            rank_zero_info(f"In this evaluation, batch normalization uses the statistics of the {source}.")
 
     def predict(self, learner: Learner, tasks: Task) -> Tensor:
         """Adapt, and predict the query sets."""

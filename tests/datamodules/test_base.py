@@ -28,7 +28,8 @@ def as_rank(rank, world, step=0, **kwargs):
     data = module(**kwargs)
     progress = SimpleNamespace(total=SimpleNamespace(processed=step))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world, fit_loop=loop)
+    state = SimpleNamespace(status="running")
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world, fit_loop=loop, state=state)
     return data
 
 

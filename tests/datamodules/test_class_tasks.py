@@ -145,7 +145,7 @@ def test_the_class_that_is_too_small_is_named():
 def test_examples_that_cannot_be_read_or_stacked_are_named():
     with pytest.raises(RuntimeError, match=r"train: example \d+ of the data set cannot be read: disk on fire"):
         ClassTasks(unreadable(), "train", 2, 1, 1).tasks([0])
-    with pytest.raises(TypeError, match=r"type object, which are not tensors.*ToTensor"):
+    with pytest.raises(TypeError, match=r"inputs of type object cannot be stacked.*ToTensor"):
         ClassTasks(bad_images(), "train", 2, 1, 1).tasks([0])
 
 

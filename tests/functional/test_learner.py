@@ -141,3 +141,27 @@ def test_inputs_may_be_any_nesting_of_tensors():
     net = Two().double()
     losses = [MAMLModule(net, 0.1, task_parallel=w).meta_loss(type(tasks)(*nested)).item() for w in ("loop", "vmap", 3)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-12)
+
+
+class Attention(nn.Module):
+    """Self-attention over the six features as tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.project, self.head = nn.Linear(1, 12), nn.Linear(12, 12), nn.Linear(24, 3)
+
+    def forward(self, x):
+        q, k, v = self.project(self.embed(x.unsqueeze(-1))).unsqueeze(1).chunk(3, -1)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1)
+        return self.head(mixed.flatten(1))
+
+
+def test_attention_can_be_differentiated_twice():
+    torch.manual_seed(0)
+    net = Attention().float()
+    gradients = {}
+    for way in ("loop", "vmap"):
+        net.zero_grad()
+        MAMLModule(net, 0.1, 2, task_parallel=way).meta_loss(vector_tasks(dtype=torch.float32)).backward()
+        gradients[way] = [p.grad.clone() for p in net.parameters()]
+    assert relative_error(gradients["vmap"], gradients["loop"]) < 1e-4

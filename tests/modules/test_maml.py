@@ -99,7 +99,6 @@ def test_evaluation_adapts_and_leaves_the_module_alone(net, transductive):
     assert validated["val/query_loss"] != validated["val/query_loss_before"]
 
     # By hand: each task is adapted by itself, and its query set judged.
-    data.trainer = None
     module.eval()
     accuracies = []
     for batch in data.test_dataloader():
@@ -115,7 +114,6 @@ def test_predictions_are_those_of_the_adapted_network():
     module, data = sinusoid_module(inner_steps=3), sinusoids(test_tasks=10, eval_batch_size=4)
     predictions = trainer().predict(module, data)
     assert [len(p) for p in predictions] == [4, 4, 2]
-    data.trainer = None
     task = next(iter(data.test_dataloader()))
     expected = module.adapt_to(task.support.inputs[1], task.support.targets[1])(task.query.inputs[1])
     torch.testing.assert_close(predictions[0][1], expected)

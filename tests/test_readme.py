@@ -1,0 +1,51 @@
+"""What the README shows works."""
+
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+
+from lightning_meta.main import main
+from tests.test_main import QUIET
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"^lightning-meta (.*)$", README, re.MULTILINE)
+SMALL = ["--data.steps_per_epoch", "2", "--data.val_tasks", "2", "--data.test_tasks", "2", "--trainer.max_epochs", "1"]
+
+
+@pytest.mark.parametrize("block", range(len(PYTHON)))
+def test_python(block, tmp_path, monkeypatch):
+    """As written, on a few batches."""
+    monkeypatch.chdir(tmp_path)
+    few = {"limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1, "accelerator": "cpu"}
+    monkeypatch.setattr(pl, "Trainer", partial(pl.Trainer, **few, enable_progress_bar=False))
+    exec(compile(PYTHON[block], f"README block {block}", "exec"), {"__name__": "readme"})
+
+
+def test_there_are_examples_of_all_three_ways():
+    assert len(PYTHON) == 3
+    assert len(COMMANDS) >= 4
+
+
+def test_commands(tmp_path, request):
+    """In the order written: `test` finds the checkpoint that `fit` left."""
+    for command in COMMANDS:
+        arguments = shlex.split(command)
+        if "DATA" in arguments:
+            arguments[arguments.index("DATA")] = str(request.getfixturevalue("omniglot_root"))
+        config = arguments.index("--config") + 1
+        run = tmp_path / Path(arguments[config]).stem
+        arguments[config] = str(ROOT / arguments[config])
+        main([*arguments, *SMALL, *QUIET, "--trainer.default_root_dir", str(run)])
+
+
+def test_every_path_that_is_named_exists():
+    for path in re.findall(r"`((?:configs|scripts|lightning_meta|tests)/[\w/.]*)`", README):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(([\w/.]+)\)", README):
+        assert (ROOT / path).exists(), path
