@@ -2,17 +2,17 @@
 
 import inspect
 from collections.abc import Mapping, MutableMapping
-from importlib import import_module
-from typing import Any
+from pydoc import locate
+from typing import Any, cast
 
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
 
 def is_plain(value: Any) -> bool:
     """Whether a value consists of None, booleans, numbers, strings, lists, tuples and dicts only."""
-    if isinstance(value, dict):
+    if type(value) is dict:
         return all(is_plain(k) and is_plain(v) for k, v in value.items())
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         return all(is_plain(v) for v in value)
     return value is None or type(value) in (bool, int, float, str)
 
@@ -34,8 +34,7 @@ def _without_unknown_arguments(value: Any) -> Any:
     """Drop arguments that a class does not take: the command line links `n_way` to networks without one, too."""
     if not isinstance(value, dict) or not isinstance(value.get("init_args"), dict) or "class_path" not in value:
         return value
-    module, _, name = str(value["class_path"]).rpartition(".")
-    parameters = inspect.signature(getattr(import_module(module), name)).parameters
+    parameters = inspect.signature(cast(type, locate(value["class_path"]))).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return value
     return value | {"init_args": {name: v for name, v in value["init_args"].items() if name in parameters}}

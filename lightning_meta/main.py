@@ -9,7 +9,7 @@ from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from yaml import YAMLError
 
 from lightning_meta import models
@@ -25,7 +25,9 @@ class SaveRunConfig(SaveConfigCallback):
         if stage == "fit":
             path = Path(trainer.default_root_dir)
             path.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, path / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+            config = self.config.clone()
+            config.ckpt_path = None  # whoever uses the file later says from where to start
+            self.parser.save(config, path / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
 class MetaCLI(LightningCLI):
@@ -102,13 +104,14 @@ class MetaCLI(LightningCLI):
             checkpoint.dirpath = str(self._checkpoint_folder())
             callbacks.append(checkpoint)
         logger = config.logger
-        if logger is None or logger is True:
+        if (logger is None or logger is True) and not config.barebones:
             logger = CSVLogger(config.default_root_dir, name="logs", version=self.subcommand)
             if self.subcommand == "fit" and self._command_config().ckpt_path:
                 _keep_log(Path(logger.log_dir))
         return super().instantiate_trainer(callbacks=callbacks, logger=logger, **kwargs)
 
 
+@rank_zero_only
 def _keep_log(folder: Path) -> None:
     """Rename the log of the training that is resumed, since the logger starts a new one."""
     log = folder / "metrics.csv"
@@ -124,8 +127,6 @@ def _qualified(value: Any) -> Any:
             value["class_path"] = f"lightning_meta.{value['class_path']}"
     elif isinstance(value, list):
         value = [_qualified(inner) for inner in value]
-    elif isinstance(value, str) and value in models.__all__:
-        value = f"lightning_meta.{value}"
     return value
 
 

@@ -1,7 +1,7 @@
 """What a task is: the one type in which data modules and algorithm modules meet."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -33,7 +33,6 @@ class Task(NamedTuple):
     query: Examples
 
 
-@runtime_checkable
 class TaskDistribution(Protocol):
     """Where tasks come from: anything that makes the tasks of given numbers.
 

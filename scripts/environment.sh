@@ -1,5 +1,5 @@
 # Sourced by the other scripts: sets $python to that of the active virtual environment, or of .venv, made if need be.
-if [ -n "${VIRTUAL_ENV:-}" ] || [ -n "${CONDA_PREFIX:-}" ]; then
+if [ -n "${VIRTUAL_ENV:-}" ] || { [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ]; }; then
   python=$(command -v python)
 else
   base=$(command -v python3 || command -v python) || { echo "Python 3.10 or newer is needed." >&2; exit 1; }
@@ -7,7 +7,7 @@ else
     echo "Python 3.10 or newer is needed; $base is $("$base" --version)." >&2
     exit 1
   }
-  if [ ! -x .venv/bin/python ]; then
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     echo "Making a virtual environment in .venv"
     "$base" -m venv .venv
   fi

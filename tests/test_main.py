@@ -84,6 +84,7 @@ def test_resuming_continues_the_run(config, tmp_path):
     assert resumed.trainer.global_step == 8
     assert all(torch.equal(v, state[n]) for n, v in resumed.model.state_dict().items())
     assert (tmp_path / "run/logs/fit/metrics.until_resume_1.csv").is_file()
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["ckpt_path"] is None
 
 
 def test_predict_and_validate(config):

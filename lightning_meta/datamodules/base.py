@@ -1,6 +1,6 @@
 """The base of the data modules: streams of tasks for meta-training and fixed tasks for evaluation."""
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -131,14 +131,10 @@ class EpisodicDataModule(PlainHyperparameters, pl.LightningDataModule):
             if getattr(self, name) < world:
                 raise ValueError(f"{name}={getattr(self, name)} is fewer than the {world} devices. Raise it.")
 
-    def train_dataloader(self) -> TaskLoader | list[TaskLoader]:
+    def train_dataloader(self) -> TaskLoader:
         """The endless stream from the current outer step on, cut into epochs; from task 0 without a Trainer."""
         rank, world = self._rank_and_world()
-        share = self.meta_batch_size // world
-
-        def numbers(step: int) -> range:
-            start = step * self.meta_batch_size + rank * share
-            return range(start, start + share)
+        numbers = partial(_training_numbers, meta_batch_size=self.meta_batch_size, rank=rank, world=world)
 
         def first() -> int:
             trainer = self._running_trainer()
@@ -148,7 +144,7 @@ class EpisodicDataModule(PlainHyperparameters, pl.LightningDataModule):
             return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
 
         if "train" not in self.tasks:
-            return []
+            raise ValueError("There are no tasks to train on: give a train_dataset.")
         finish = scale_images if self._running_trainer() is None else None
         return TaskLoader(self.tasks["train"], numbers, self.steps_per_epoch, first, self.num_workers, finish)
 
@@ -166,21 +162,22 @@ class EpisodicDataModule(PlainHyperparameters, pl.LightningDataModule):
 
     def _evaluation_loader(self, split: str, count: int) -> TaskLoader | list[TaskLoader]:
         if split not in self.tasks:
-            return []
+            if split == "val":  # to train without validation is fine
+                return []
+            raise ValueError(f"There are no {split} tasks: give a {split}_dataset.")
         rank, world = self._rank_and_world()
         mine = range(count * rank // world, count * (rank + 1) // world)
         size = self.eval_batch_size
-
-        def numbers(batch: int) -> Sequence[int]:
-            return mine[batch * size : (batch + 1) * size]
-
+        numbers = partial(_evaluation_numbers, mine=mine, size=size)
         finish = scale_images if self._running_trainer() is None else None
         length = -(-len(mine) // size)
         return TaskLoader(self.tasks[split], numbers, length, num_workers=self.num_workers, finish=finish)
 
     def on_after_batch_transfer(self, batch: Task, dataloader_idx: int) -> Task:
-        """Scale uint8 images to [0, 1], on the device."""
-        return scale_images(batch)
+        """Scale uint8 images to [0, 1], on the device, in the Trainer's precision."""
+        batch = scale_images(batch)
+        trainer = self._running_trainer()
+        return batch if trainer is None else trainer.precision_plugin.convert_input(batch)
 
     def _running_trainer(self) -> pl.Trainer | None:
         """The Trainer, while it runs; before and after that, loaders work as without one."""
@@ -189,6 +186,18 @@ class EpisodicDataModule(PlainHyperparameters, pl.LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         trainer = self._running_trainer()
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+
+def _training_numbers(step: int, meta_batch_size: int, rank: int, world: int) -> range:
+    """The tasks of this rank in an outer step."""
+    share = meta_batch_size // world
+    start = step * meta_batch_size + rank * share
+    return range(start, start + share)
+
+
+def _evaluation_numbers(batch: int, mine: range, size: int) -> range:
+    """The tasks of a batch, out of those of this rank."""
+    return mine[batch * size : (batch + 1) * size]
 
 
 def scale_images(tasks: Task) -> Task:

@@ -1,13 +1,15 @@
 """N-way K-shot tasks from a labelled data set."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
+from lightning_meta.datasets import ClassDataset
 from lightning_meta.randomness import choose_without_replacement, uniforms
 from lightning_meta.task import Examples, Task, map_tensors
 
@@ -17,7 +19,7 @@ class ClassTasks:
 
     Args:
         dataset: A map-style data set with an integer `targets` sequence, or a `Subset` of one. Where it holds its data
-            as one tensor (`inputs`, or the first of `tensors`), whole batches are gathered in one step.
+            as one tensor (`ClassDataset`, `TensorDataset`), whole batches are gathered in one step.
         split: `"train"`, `"val"` or `"test"`: which stream of tasks.
         n_way: Classes `N` in a task.
         k_shot: Support examples `K` of each class.
@@ -146,25 +148,25 @@ def check_disjoint(datasets: Mapping[str, Dataset[Any]]) -> None:
     Raises:
         ValueError: Two splits share a class.
     """
-    names = list(datasets)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            shared = _shared_classes(datasets[one], datasets[other])
-            if shared:
-                listed = ", ".join(shared[:5]) + (f", and {len(shared) - 5} more" if len(shared) > 5 else "")
-                raise ValueError(
-                    f"The {one} and {other} splits share classes: {listed}. Few-shot evaluation is on classes never "
-                    "trained on: divide the classes, for instance with torch.utils.data.Subset."
-                )
+    labels = {split: np.unique(targets_of(dataset, split)) for split, dataset in datasets.items()}
+    for one, other in combinations(datasets, 2):
+        if base_of(datasets[one]) is base_of(datasets[other]):
+            shared = [_class_name(datasets[one], label) for label in np.intersect1d(labels[one], labels[other])]
+        else:
+            shared = sorted(_names(datasets[one], labels[one]) & _names(datasets[other], labels[other]))
+        if shared:
+            listed = ", ".join(shared[:5]) + (f", and {len(shared) - 5} more" if len(shared) > 5 else "")
+            raise ValueError(
+                f"The {one} and {other} splits share classes: {listed}. Few-shot evaluation is on classes never "
+                "trained on: divide the classes, for instance with torch.utils.data.Subset."
+            )
 
 
-def _shared_classes(one: Dataset[Any], other: Dataset[Any]) -> list[str]:
-    labels, other_labels = np.unique(targets_of(one, "")), np.unique(targets_of(other, ""))
-    if base_of(one) is base_of(other):
-        return [_class_name(one, label) for label in np.intersect1d(labels, other_labels)]
-    named = {_class_name(one, label) for label in labels} & {_class_name(other, label) for label in other_labels}
-    # Digits alone are numbers, not names.
-    return sorted(name for name in named if not name.isdigit())
+def _names(dataset: Dataset[Any], labels: np.ndarray[Any, np.dtype[np.int64]]) -> set[str]:
+    """The names of these classes; none where classes have numbers only."""
+    if getattr(base_of(dataset), "classes", None) is None:
+        return set()
+    return {_class_name(dataset, label) for label in labels}
 
 
 def _class_name(dataset: Dataset[Any], label: int) -> str:
@@ -173,15 +175,19 @@ def _class_name(dataset: Dataset[Any], label: int) -> str:
 
 
 def _as_tensor(dataset: Dataset[Any]) -> tuple[Tensor, np.ndarray[Any, np.dtype[np.int64]]] | None:
-    """The data as one tensor, and where each example of the data set lies in it; `None` if it is not held so."""
+    """The data as one tensor, and where each example lies in it; `None` if only `__getitem__` knows."""
     base = base_of(dataset)
-    tensors = getattr(base, "tensors", None)
-    inputs = getattr(base, "inputs", tensors[0] if isinstance(tensors, tuple) else None)
-    if not isinstance(inputs, Tensor) or len(inputs) != len(base):  # type: ignore[arg-type]
+    if isinstance(base, ClassDataset) and type(base).__getitem__ is ClassDataset.__getitem__:
+        inputs = base.inputs
+    elif isinstance(base, TensorDataset) and type(base).__getitem__ is TensorDataset.__getitem__:
+        inputs = base.tensors[0]
+    else:
         return None
     positions = np.arange(len(inputs))
     chain: list[Subset[Any]] = []
     while isinstance(dataset, Subset):
+        if type(dataset).__getitem__ is not Subset.__getitem__:
+            return None
         chain.append(dataset)
         dataset = dataset.dataset
     for subset in reversed(chain):

@@ -61,9 +61,18 @@ class TaskLoader:
             sampler=range(start, start + self.length),
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
-            generator=torch.Generator(),  # its own, so that iterating leaves the global random numbers alone
+            # Its own, so that iterating leaves the global random numbers alone; workers start from its numbers.
+            generator=torch.Generator().manual_seed(start),
         )
-        return iter(loader) if self.finish is None else map(self.finish, loader)
+        for task in loader:
+            yield task if self.finish is None else self.finish(task)
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: where to go on follows from the Trainer's counters. Lightning asks whether it can be resumed."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Nothing to restore."""
 
 
 def _as_it_is(task: Any) -> Any:

@@ -42,7 +42,7 @@ class OmniglotDataModule(EpisodicDataModule):
             raise ValueError(f"split must be 'random' or 'alphabet', got {split!r}.")
         if image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {image_size}.")
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.split = split
         self.rotations = rotations
         self.image_size = image_size

@@ -1,12 +1,10 @@
 """The inner loop: adapt parameters to a support set, a pure function of a dict of parameters."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_meta.functional.learner import Params
 
@@ -58,9 +56,7 @@ def adapt(
     for step in range(steps):
         if on_step is not None:
             on_step(step, params)
-        # The faster kernels of scaled-dot-product attention have no second derivative.
-        with sdpa_kernel(SDPBackend.MATH) if order == 2 else nullcontext():
-            loss = objective(params, step)
+        loss = objective(params, step)
         # Each task's loss depends on its own slice only: the gradient of the sum holds every task's gradient.
         gradients = torch.autograd.grad(
             loss.sum(), [params[name] for name in names], create_graph=order == 2, materialize_grads=True

@@ -1,14 +1,16 @@
 """A network as a pure function of its parameters, over a leading task dimension."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_meta.functional.normalization import batch_normalization
@@ -71,8 +73,8 @@ class Learner:
     def predict(self, params: Params, buffers: Params, inputs: Any) -> Any:
         """Predictions of each task's own parameters on its own inputs: `(B, examples, ...)`.
 
-        What the network writes to its buffers is found in `buffers` afterwards, in new tensors: those before may be
-        part of a graph.
+        What the network writes into its buffers in place is found in `buffers` afterwards, in new tensors: those before
+        may be part of a graph.
         """
         buffers.update({name: buffer.clone() for name, buffer in buffers.items()})
         return self.over_tasks(self.call)(params, buffers, inputs)
@@ -102,7 +104,10 @@ def select_parameters(network: nn.Module, patterns: str | Sequence[str] | None) 
     if patterns is None:
         return tuple(trainable)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    matches = {p: [n for n in trainable if fnmatchcase(n, p) or fnmatchcase(n, f"{p}.*")] for p in patterns}
+    # A tied parameter has several names, of which the first stands for it.
+    first = {id(parameter): name for name, parameter in network.named_parameters()}
+    names = [(name, first[id(p)]) for name, p in network.named_parameters(remove_duplicate=False) if p.requires_grad]
+    matches = {p: {own for n, own in names if fnmatchcase(n, p) or fnmatchcase(n, f"{p}.*")} for p in patterns}
     for pattern, found in matches.items():
         if not found:
             raise ValueError(
@@ -114,14 +119,29 @@ def select_parameters(network: nn.Module, patterns: str | Sequence[str] | None) 
     return selected
 
 
+@contextmanager
+def twice_differentiable(network: nn.Module) -> Iterator[None]:
+    """Use kernels that have a second derivative, which those for speed of attention and cuDNN's RNNs have not."""
+    has_rnn = any(isinstance(layer, nn.RNNBase) for layer in network.modules())
+    with sdpa_kernel(SDPBackend.MATH), cudnn.flags(enabled=False) if has_rnn else nullcontext():
+        yield
+
+
 def failing_layer(network: nn.Module, run: Callable[[], object]) -> str | None:
     """Run something that fails and name the innermost layer of `network` it failed in, as `'name' (Type)`."""
     entered: list[nn.Module] = []
+
+    def enter(module: nn.Module, _: Any) -> None:
+        entered.append(module)
+
+    def leave(*_: Any) -> None:
+        entered.pop()
+
     names = {module: name for name, module in network.named_modules()}
     hooks = []
     for module in names:
-        hooks.append(module.register_forward_pre_hook(lambda module, _: entered.append(module)))
-        hooks.append(module.register_forward_hook(lambda *_: entered.pop() and None))
+        hooks.append(module.register_forward_pre_hook(enter))
+        hooks.append(module.register_forward_hook(leave))
     try:
         run()
     except Exception:

@@ -62,6 +62,7 @@ def record_statistics(network: nn.Module) -> Iterator[Statistics]:
 
     def record(name: str, x: Tensor) -> None:
         dims = [d for d in range(x.dim()) if d != 1]
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # autocast has it in 16 bits
         moments[name].append((x.mean(dims), x.var(dims, unbiased=False)))
 
     handles = [

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 import torch
@@ -22,6 +22,7 @@ from lightning_meta.modules.checks import (
     check_finite,
     check_finite_gradient,
     check_network,
+    check_not_regression,
     check_outputs,
     check_trainer,
 )
@@ -90,14 +91,27 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.gradient_clip_val = gradient_clip_val
-        self.adapted_names = select_parameters(network, adapt_only)
-        self.task_map = TaskMap(network, self.adapted_names, task_parallel)
+        self.adapt_only = adapt_only
+        self._task_map = TaskMap(network, select_parameters(network, adapt_only), task_parallel)
         self.statistics = nn.ModuleDict({"val": TaskStatistics(), "test": TaskStatistics()})
         self.outcome: Outcome | None = None
         """What the last `meta_loss` made of its tasks, detached."""
         self.logs_this_step = False
         """Whether values that cost extra time are worth computing in this outer step."""
-        self._checked_shapes: set[tuple[int, int]] = set()
+        self._checked: set[tuple[Any, int, int]] = set()
+
+    @property
+    def task_map(self) -> TaskMap:
+        """Runs functions over the tasks of a batch, with the network that is `network` now."""
+        if self._task_map.network is not self.network:
+            names = select_parameters(self.network, self.adapt_only)
+            self._task_map = TaskMap(self.network, names, self._task_map.task_parallel)
+        return self._task_map
+
+    @property
+    def adapted_names(self) -> tuple[str, ...]:
+        """Names of the network's parameters that the inner loop changes."""
+        return self.task_map.names
 
     # What an algorithm does with tasks.
 
@@ -135,12 +149,15 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
 
     def _check_outputs(self, predictions: Any, targets: Tensor) -> None:
         """Compare outputs with classes; the data is looked at once for every shape."""
-        if targets.is_floating_point() or not isinstance(predictions, Tensor) or predictions.dim() != 3:
+        is_cross_entropy = self.loss is F.cross_entropy or isinstance(self.loss, nn.CrossEntropyLoss)
+        if not is_cross_entropy or not isinstance(predictions, Tensor) or predictions.dim() != 3:
             return
-        shape = (predictions.shape[2], targets.shape[1])
-        if shape not in self._checked_shapes and self.loss is F.cross_entropy:
-            check_outputs(shape[0], targets, self._trainer)
-            self._checked_shapes.add(shape)
+        check_not_regression(predictions, targets)
+        stage = None if self._trainer is None else self._trainer.state.stage
+        case = (stage, predictions.shape[2], targets.shape[1])
+        if case not in self._checked and not targets.is_floating_point():
+            check_outputs(predictions.shape[2], targets, self._trainer)
+            self._checked.add(case)
 
     def task_metrics(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Metrics of each task besides the loss: the accuracy, where targets are class numbers. Override for others.
@@ -195,7 +212,8 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         self.outcome = None
-        self.logs_this_step = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self.logs_this_step = every > 0 and (self.global_step + 1) % every == 0
         loss = self.meta_loss(batch)
         outcome: Outcome | None = self.outcome  # a meta_loss of a user's own may leave none
         losses, inner_losses = (None, None) if outcome is None else (outcome.losses, outcome.inner_losses)
@@ -224,6 +242,10 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """Check the network again: `Trainer(sync_batchnorm=True)` has converted its layers by now."""
+        check_network(self.network)
+
     def configure_callbacks(self) -> list[pl.Callback]:
         """No callbacks; the first hook of a run, where settings of the Trainer that belong here are refused."""
         check_trainer(self.trainer, type(self).__name__)
@@ -247,10 +269,16 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
     def _evaluation_step(self, stage: str, batch: Task) -> None:
         with with_gradients(batch) as tasks:
             outcome = _joined(list(self.task_map(self.evaluate, tasks)))
-        # Outside of the block, since Lightning reset the metric's state under the grad mode that holds here.
-        statistics = self.statistics[stage]
-        assert isinstance(statistics, TaskStatistics)
-        statistics.update({"query_loss": outcome.losses, **outcome.metrics})
+        # Outside of the block, since the metric's state was reset under the grad mode that holds here.
+        self._statistics(stage).update({"query_loss": outcome.losses, **outcome.metrics})
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an interrupted validation may have left."""
+        self._statistics("val").reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an interrupted test may have left."""
+        self._statistics("test").reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all validation tasks."""
@@ -265,30 +293,40 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
         """Log the means over all test tasks."""
         self._log_statistics("test")
 
+    def _statistics(self, stage: str) -> TaskStatistics:
+        return cast(TaskStatistics, self.statistics[stage])
+
     def _log_statistics(self, stage: str) -> None:
-        statistics = self.statistics[stage]
-        assert isinstance(statistics, TaskStatistics)
-        for name, (mean, ci95) in statistics.compute().items():
+        for name, (mean, ci95) in self._statistics(stage).compute().items():
             self._log(stage, {name: mean.float()})
-            if name in ("query_loss", "query_accuracy"):
+            if name.startswith("query_") and not name.endswith("_before"):
                 self._log(stage, {f"{name}_ci95": ci95.float()})
-        statistics.reset()
 
     def _log(self, stage: str, values: dict[str, Tensor], tasks: int | None = None) -> None:
         for name, value in values.items():
             shown = name in ("query_loss", "query_accuracy")
-            self.log(f"{stage}/{name}", value, prog_bar=shown, batch_size=tasks)
+            # Statistics are the same on every device already; to synchronize them is a formality.
+            self.log(f"{stage}/{name}", value, prog_bar=shown, batch_size=tasks, sync_dist=stage != "train")
+
+    def objects(self) -> dict[str, str]:
+        """The loss, and other objects that are no plain hyperparameters, described in words."""
+        return {"loss": getattr(self.loss, "__qualname__", str(self.loss))}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Describe the objects, so that loading with others does not go unnoticed."""
+        checkpoint["objects"] = self.objects()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the hyperparameters in which a checkpoint differs; those given now are used."""
         changed = differences(checkpoint.get("hyper_parameters", {}), self.hparams)
+        changed += differences(checkpoint.get("objects", {}), self.objects())
         datamodule = getattr(self._trainer, "datamodule", None)
         if datamodule is not None:
             changed += differences(checkpoint.get("datamodule_hyper_parameters", {}), datamodule.hparams)
         if changed:
             rank_zero_warn(
-                "The checkpoint was written with other hyperparameters; those of now are used:\n  "
-                + "\n  ".join(changed)
+                "The checkpoint was written with other hyperparameters; those of now are used (but a training that is "
+                "resumed restores the state of its optimizer and its schedule):\n  " + "\n  ".join(changed)
             )
 
 

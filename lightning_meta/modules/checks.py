@@ -41,6 +41,19 @@ def check_trainer(trainer: pl.Trainer, module: str) -> None:
         )
 
 
+def check_not_regression(predictions: Tensor, targets: Tensor) -> None:
+    """Refuse cross-entropy over a single output, which is zero whatever is predicted.
+
+    Raises:
+        ValueError: Targets are real numbers and there is one output.
+    """
+    if targets.is_floating_point() and predictions.shape[-1] == 1:
+        raise ValueError(
+            f"The targets are real numbers ({targets.dtype}), but the loss is cross-entropy, the default. For "
+            "regression give loss=torch.nn.functional.mse_loss."
+        )
+
+
 def check_outputs(outputs: int, targets: Tensor, trainer: pl.Trainer | None) -> None:
     """Refuse a classifier whose outputs do not fit the tasks' classes.
 
@@ -75,9 +88,9 @@ def check_finite(loss: Tensor, losses: Tensor | None, inner_losses: Tensor | Non
         rank: The process.
 
     Raises:
-        FloatingPointError: `loss` is not finite.
+        FloatingPointError: `loss` or a support loss is not finite.
     """
-    if torch.isfinite(loss):
+    if torch.isfinite(loss) and (inner_losses is None or torch.isfinite(inner_losses).all()):
         return
     where = ""
     if losses is not None and inner_losses is not None:

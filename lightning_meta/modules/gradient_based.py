@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_meta.functional.inner_loop import Order, adapt
-from lightning_meta.functional.learner import Learner, Params
+from lightning_meta.functional.learner import Learner, Params, twice_differentiable
 from lightning_meta.functional.normalization import (
     batch_normalized_layers,
     record_statistics,
@@ -65,6 +66,10 @@ class GradientBasedModule(MetaModule):
         )
         self.transductive = transductive
 
+    def objects(self) -> dict[str, str]:
+        """Describe the inner optimizer, too."""
+        return super().objects() | {"inner_optimizer": str(self.inner_optimizer)}
+
     # Where a task's data is asked for. In reinforcement learning it is collected here, with the adapted parameters.
 
     def support_data(self, tasks: Task, params: Params, step: int) -> Examples:
@@ -91,7 +96,9 @@ class GradientBasedModule(MetaModule):
 
         def objective(params: Params, step: int) -> Tensor:
             support = self.support_data(tasks, params, step)
-            return self.task_losses(learner, learner.predict(params, buffers, support.inputs), support.targets)
+            with twice_differentiable(learner.network) if order == 2 else nullcontext():
+                predictions = learner.predict(params, buffers, support.inputs)
+                return self.task_losses(learner, predictions, support.targets)
 
         def update(grads: Params, state: Any, params: Params, *, loss: Tensor, step: int) -> tuple[Params, Any]:
             def of_one_task(grads: Params, state: Any, params: Params, loss: Tensor) -> tuple[Params, Any]:
@@ -110,7 +117,7 @@ class GradientBasedModule(MetaModule):
         adapted = self.adapt(learner, tasks, self.val_inner_steps, order=0)
         with torch.no_grad():
             query = self.query_data(tasks, adapted.params)
-            predictions = self._query_predictions(learner, tasks, adapted, query)
+            predictions = self._query_predictions(learner, tasks, adapted, query, self.transductive)
             losses = self.task_losses(learner, predictions, query.targets)
             metrics = {f"query_{name}": value for name, value in self.task_metrics(predictions, query.targets).items()}
         return Outcome(losses, metrics | self._support_and_before(learner, tasks, adapted), adapted.inner_losses)
@@ -122,7 +129,8 @@ class GradientBasedModule(MetaModule):
         initial = learner.initial_params(count, trainable=False)
         buffers = learner.initial_buffers(count)
         query = self.query_data(tasks, initial)
-        before = learner.predict(initial, buffers, query.inputs)
+        start = Adapted(initial, buffers, adapted.inner_losses)
+        before = self._query_predictions(learner, tasks, start, query, transductive=self.training or self.transductive)
         support = self.support_data(tasks, adapted.params, adapted.inner_losses.shape[1])
         support_after = learner.predict(adapted.params, dict(adapted.buffers), support.inputs)
         values = {
@@ -144,11 +152,14 @@ class GradientBasedModule(MetaModule):
         """Adapt, and predict the query sets."""
         adapted = self.adapt(learner, tasks, self.val_inner_steps, order=0)
         with torch.no_grad():
-            return self._query_predictions(learner, tasks, adapted, self.query_data(tasks, adapted.params))
+            query = self.query_data(tasks, adapted.params)
+            return self._query_predictions(learner, tasks, adapted, query, self.transductive)
 
-    def _query_predictions(self, learner: Learner, tasks: Task, adapted: Adapted, query: Examples) -> Tensor:
+    def _query_predictions(
+        self, learner: Learner, tasks: Task, adapted: Adapted, query: Examples, transductive: bool
+    ) -> Tensor:
         buffers = dict(adapted.buffers)
-        if not self.transductive and batch_normalized_layers(self.network):
+        if not transductive and batch_normalized_layers(self.network):
             support = self.support_data(tasks, adapted.params, adapted.inner_losses.shape[1])
             network = with_stored_statistics(self.network)
             statistics = self._support_statistics(learner, adapted, support.inputs)

@@ -88,6 +88,25 @@ def test_ways_of_holding_data_give_the_same_tasks():
     assert torch.equal(plain.support.inputs["x"], expected.support.inputs)
 
 
+def test_a_data_set_that_transforms_its_tensor_is_read_by_its_own_getitem():
+    class Negative(ClassDataset):
+        def __getitem__(self, index):
+            return -self.inputs[index], int(self.targets[index])
+
+    class Doubled(Subset):
+        def __getitem__(self, index):
+            return 2 * super().__getitem__(index)[0], 0
+
+        __getitems__ = None
+
+    data = numbered()
+    expected = ClassTasks(data, "val", 3, 2, 2).tasks([4]).support.inputs
+    negative = Negative(data.inputs, data.targets)
+    assert torch.equal(ClassTasks(negative, "val", 3, 2, 2).tasks([4]).support.inputs, -expected)
+    doubled = Doubled(data, range(len(data)))
+    assert torch.equal(ClassTasks(doubled, "val", 3, 2, 2).tasks([4]).support.inputs, 2 * expected)
+
+
 def test_classes_of_different_sizes():
     data = ClassDataset(torch.arange(9.0).unsqueeze(1), [7, 7, 7, 7, 7, 2, 2, 2, 2])
     task = ClassTasks(data, "train", n_way=2, k_shot=2, n_query=2).tasks(range(300))

@@ -83,6 +83,7 @@ def test_tied_parameters_stay_tied():
     adapted = MAMLModule(net, 0.5).adapt_to(tasks.support.inputs[0], tasks.support.targets[0])
     assert adapted.encode.weight is adapted.decode.weight
     assert not torch.equal(adapted.encode.weight, net.encode.weight)
+    assert select_parameters(net, "decode") == ("encode.weight", "decode.bias")  # found by its other name
 
 
 class Counting(nn.Module):

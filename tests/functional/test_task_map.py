@@ -9,7 +9,7 @@ from torch import nn
 from lightning_meta import MLP, Conv4, MAMLModule
 from lightning_meta.functional import TaskMap
 from tests.conftest import image_tasks
-from tests.networks import Recurrent, ValueDependent, network
+from tests.networks import Gate, Recurrent, ValueDependent, network
 
 
 @pytest.mark.parametrize("way", ["fast", 0, -2, True, 1.5, None])
@@ -33,6 +33,13 @@ def test_what_vmap_cannot_run_falls_back_once_naming_the_layer_or_is_refused(net
         module.meta_loss(tasks).backward()
     with pytest.raises(RuntimeError, match=f"layer {layer}.*\n.*task_parallel='loop'"):
         MAMLModule(net, 0.1, task_parallel="vmap").meta_loss(tasks)
+
+
+def test_the_layer_is_named_behind_an_empty_sequential():
+    """The usual identity shortcut is false as a boolean."""
+    net = nn.Sequential(nn.Flatten(), nn.Sequential(), Gate(), nn.Linear(64, 3)).double()
+    with pytest.warns(UserWarning, match=r"layer '2' \(Gate\)"):
+        MAMLModule(net, 0.1).meta_loss(image_tasks())
 
 
 def test_an_error_of_the_users_own_is_raised_as_it_is():

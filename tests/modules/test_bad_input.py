@@ -136,3 +136,31 @@ def test_other_hyperparameters_than_the_checkpoints_are_named(tmp_path):
 def test_meta_loss_of_images_on_a_wrong_shape_is_the_networks_own_error():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         MAMLModule(nn.Linear(7, 3).double()).meta_loss(image_tasks())
+
+
+def test_cross_entropy_on_real_numbers_is_refused():
+    with pytest.raises(ValueError, match=r"loss is cross-entropy.*give loss=torch\.nn\.functional\.mse_loss"):
+        trainer().fit(MAMLModule(MLP()), sinusoids())
+
+
+def test_a_cross_entropy_of_ones_own_is_checked_too():
+    module = MAMLModule(Conv4(20, hidden=4), loss=nn.CrossEntropyLoss(label_smoothing=0.1))
+    with pytest.raises(ValueError, match="The network has 20 outputs, but the tasks have val_n_way=5 classes"):
+        trainer().fit(module, images())
+
+
+def test_a_support_loss_that_is_not_finite_is_not_hidden_by_a_finite_query_loss():
+    def loss(predictions, targets):
+        value = F.mse_loss(predictions, targets)
+        # The support set has 10 points, the query set 7: only the support loss overflows, with a zero gradient.
+        return value if len(targets) == 7 else value * 0 + float("inf")
+
+    with pytest.raises(FloatingPointError, match="inner step 0 of 1"):
+        trainer(limit_val_batches=0).fit(sinusoid_module(loss=loss), sinusoids(n_query=7))
+
+
+def test_layers_that_the_trainer_converted_are_refused():
+    module = MAMLModule(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
+    module.network = nn.SyncBatchNorm.convert_sync_batchnorm(module.network)
+    with pytest.raises(ValueError, match="Layer '1' is a SyncBatchNorm"):
+        module.on_fit_start()

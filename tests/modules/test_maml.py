@@ -1,6 +1,7 @@
 """MAMLModule through an ordinary Trainer."""
 
 import copy
+import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
-from lightning_meta import MLP, Conv4, EpisodicDataModule, Examples, MAMLModule, SinusoidDataModule, Task
+from lightning_meta import MLP, SGD, Conv4, EpisodicDataModule, Examples, MAMLModule, SinusoidDataModule, Task
 from lightning_meta.datasets import glyphs
 from tests.conftest import image_tasks, vector_tasks
 from tests.networks import network
@@ -271,7 +272,9 @@ def test_training_resumes_in_mid_epoch_at_the_exact_task(tmp_path):
     trainer(tmp_path, max_epochs=2, callbacks=[checkpoint], enable_checkpointing=True).fit(module(), sinusoids())
     resumed = module()
     run = trainer(tmp_path, max_epochs=3)
-    run.fit(resumed, sinusoids(), ckpt_path=tmp_path / "step=27.ckpt")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not resumable.*")
+        run.fit(resumed, sinusoids(), ckpt_path=tmp_path / "step=27.ckpt")
     assert run.global_step == 60
     for found, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(found, expected)
@@ -296,3 +299,60 @@ def test_classification_targets_of_another_kind_of_loss():
     tasks = Task(*(part._replace(targets=part.targets.double()) for part in tasks))
     module.meta_loss(tasks).backward()
     assert module.outcome.metrics == {}
+
+
+def test_a_network_that_is_replaced_is_the_one_that_learns():
+    module, tasks = MAMLModule(network("mlp"), 0.1, adapt_only="3"), image_tasks()
+    module.network = network("batch")
+    with pytest.raises(ValueError, match="adapt_only='3' matches none"):
+        module.meta_loss(tasks)
+    module.adapt_only = "head"
+    module.meta_loss(tasks).backward()
+    assert all(p.grad.abs().sum() > 0 for p in module.network.head.parameters())
+
+
+def test_loading_with_another_loss_or_inner_optimizer_is_named(tmp_path):
+    module = MAMLModule(MLP(), inner_optimizer=SGD(0.4), loss=F.mse_loss)
+    run = trainer(tmp_path, limit_val_batches=0)
+    run.fit(module, sinusoids(steps_per_epoch=1))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.warns(
+        UserWarning, match=r"loss: 'mse_loss' -> 'cross_entropy'\n  inner_optimizer: .*0\.4.*0\.01"
+    ) as seen:
+        MAMLModule.load_from_checkpoint(tmp_path / "a.ckpt", network=MLP())
+    assert len([w for w in seen if "hyperparameters" in str(w.message)]) == 1
+
+
+def test_values_before_and_after_no_steps_are_the_same():
+    module = MAMLModule(Conv4(5, hidden=4), val_inner_steps=0, transductive=False)
+    found = trainer().test(module, images(), verbose=False)[0]
+    assert found["test/query_accuracy"] == found["test/query_accuracy_before"]
+    assert found["test/query_loss"] == found["test/query_loss_before"]
+
+
+@pytest.mark.parametrize("options", [{"log_every_n_steps": 0}, {"barebones": True, "enable_progress_bar": None}])
+def test_training_without_logs(options):
+    if "barebones" in options:
+        options = options | {"logger": None, "enable_checkpointing": None, "enable_model_summary": None}
+    run = trainer(**options)
+    run.fit(sinusoid_module(), sinusoids(steps_per_epoch=3))
+    assert run.global_step == 3
+
+
+def test_what_an_interrupted_validation_left_is_forgotten():
+    module = sinusoid_module()
+    module.statistics["val"].update({"query_loss": torch.full((5,), 1e9)})
+    assert trainer().validate(module, sinusoids(), verbose=False)[0]["val/query_loss"] < 1e6
+
+
+@pytest.mark.parametrize("way", ["loop", "vmap"])
+def test_half_precision_evaluation_with_support_statistics(way):
+    module = MAMLModule(Conv4(5, hidden=4), 0.1, transductive=False, task_parallel=way)
+    half, full = (trainer(precision=p).test(module, images(), verbose=False)[0] for p in ("bf16-mixed", "32-true"))
+    assert half["test/query_loss"] == pytest.approx(full["test/query_loss"], rel=0.05)
+
+
+def test_double_precision_on_images():
+    run = trainer(precision="64-true")
+    run.fit(MAMLModule(Conv4(5, hidden=4), 0.1), images(steps_per_epoch=2))
+    assert run.global_step == 2
