@@ -1,9 +1,8 @@
 """The base of every algorithm: outer loop, evaluation and logs. What it does with a task is up to subclasses."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -26,25 +25,12 @@ from lightning_meta.modules.checks import (
     check_outputs,
     check_trainer,
 )
-from lightning_meta.task import Task, map_tensors, number_of_tasks
+from lightning_meta.modules.outcome import Outcome, joined, with_gradients
+from lightning_meta.task import Task, number_of_tasks
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
 Loss = Callable[[Any, Tensor], Tensor]
-
-
-class Outcome(NamedTuple):
-    """What an algorithm made of a batch of `B` tasks.
-
-    Attributes:
-        losses: The adapted parameters' loss on each task, `(B,)`; differentiable in meta-training.
-        metrics: Values to log for each task, `(B,)` each, detached.
-        inner_losses: Support losses before each inner step, `(B, steps)`, detached.
-    """
-
-    losses: Tensor
-    metrics: dict[str, Tensor]
-    inner_losses: Tensor
 
 
 class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
@@ -204,7 +190,7 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
             if gradients is not None:
                 meta_gradient = gradients if meta_gradient is None else tuple(map(torch.add, meta_gradient, gradients))
         loss = torch.cat([outcome.losses for outcome in outcomes]).mean()
-        self.outcome = _joined(outcomes)
+        self.outcome = joined(outcomes)
         return touch(loss, trainable) if meta_gradient is None else surrogate(loss, trainable, meta_gradient)
 
     def training_step(self, batch: Task, batch_idx: int) -> None:
@@ -268,7 +254,7 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
 
     def _evaluation_step(self, stage: str, batch: Task) -> None:
         with with_gradients(batch) as tasks:
-            outcome = _joined(list(self.task_map(self.evaluate, tasks)))
+            outcome = joined(list(self.task_map(self.evaluate, tasks)))
         # Outside of the block, since the metric's state was reset under the grad mode that holds here.
         self._statistics(stage).update({"query_loss": outcome.losses, **outcome.metrics})
 
@@ -328,19 +314,3 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
                 "The checkpoint was written with other hyperparameters; those of now are used (but a training that is "
                 "resumed restores the state of its optimizer and its schedule):\n  " + "\n  ".join(changed)
             )
-
-
-def _joined(outcomes: list[Outcome]) -> Outcome:
-    """The outcomes of all chunks as one, detached."""
-    return Outcome(
-        torch.cat([outcome.losses.detach() for outcome in outcomes]),
-        {name: torch.cat([outcome.metrics[name] for outcome in outcomes]) for name in outcomes[0].metrics},
-        torch.cat([outcome.inner_losses for outcome in outcomes]),
-    )
-
-
-@contextmanager
-def with_gradients(batch: Task) -> Iterator[Task]:
-    """Make a batch differentiable in evaluation too, where Lightning turns gradients off."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield map_tensors(lambda t: t.clone() if t.is_inference() else t, batch)

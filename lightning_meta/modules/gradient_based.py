@@ -19,8 +19,9 @@ from lightning_meta.functional.normalization import (
     with_stored_statistics,
 )
 from lightning_meta.inner import SGD, InnerOptimizer
-from lightning_meta.modules.base import MetaModule, Outcome, with_gradients
+from lightning_meta.modules.base import MetaModule
 from lightning_meta.modules.checks import check_support_set
+from lightning_meta.modules.outcome import Outcome, with_gradients
 from lightning_meta.task import Examples, Task, map_tensors, number_of_tasks
 
 

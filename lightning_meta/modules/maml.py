@@ -6,8 +6,8 @@ from torch import nn
 
 from lightning_meta.functional.learner import Learner
 from lightning_meta.inner import SGD, InnerOptimizer
-from lightning_meta.modules.base import Outcome
 from lightning_meta.modules.gradient_based import GradientBasedModule
+from lightning_meta.modules.outcome import Outcome
 from lightning_meta.task import Task
 
 

@@ -223,5 +223,5 @@ def test_a_split_that_is_not_there_is_named():
 def test_bad_targets_name_their_split():
     data = Plain(numbered())
     data.targets = [0.5] * 48
-    with pytest.raises(ValueError, match="^val: the targets of Plain"):
+    with pytest.raises(ValueError, match=r"^val: the targets of Plain"):
         EpisodicDataModule(numbered(), data, **SMALL).setup()
