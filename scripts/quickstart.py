@@ -16,7 +16,7 @@ from lightning_meta.metrics import mean_and_ci95
 from lightning_meta.task import Task, map_tensors
 
 CONFIG = Path(__file__).parents[1] / "configs/maml/glyphs_5way_1shot.yaml"
-RATES = [0.01, 0.03, 0.1, 0.3, 1.0]
+RATES = [0.03, 0.1, 0.3, 1.0, 3.0]
 STEPS = [1, 5, 20]
 SELECTION_TASKS = 104
 
@@ -50,7 +50,7 @@ def quickstart() -> None:
     """Train, test, compare, draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", default="runs/quickstart", help="the folder of the run")
-    parser.add_argument("--epochs", type=int, default=4, help="epochs of 500 outer steps")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of 500 outer steps")
     options = parser.parse_args()
     start = time.perf_counter()
     folder = Path(options.folder)

@@ -44,13 +44,16 @@ def plot_episode(task: Task, path: str | Path, predictions: Tensor | None = None
                 continue
             pixels = image.float().cpu()
             pixels = pixels / 255 if image.dtype == torch.uint8 else pixels
-            ax.imshow(pixels.permute(1, 2, 0).squeeze(-1), cmap="gray_r", vmin=0, vmax=1)
+            ax.imshow(pixels.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1)
             wrong = predicted is not None and predicted != label
             for spine in ax.spines.values():
                 spine.set(color="red" if wrong else "lightgray", linewidth=2 if wrong else 0.8)
-    axes[0][0].set_title("support", loc="left", fontsize=9)
+    titles = {0: "support"}
     note = "" if predictions is None else " (red: predicted wrongly)"
-    axes[0][shots + 1].set_title(f"query{note}", loc="left", fontsize=9)
+    titles[shots + 1] = f"query{note}"
+    for column, title in titles.items():
+        # A title wider than its column must not push the columns apart.
+        axes[0][column].set_title(title, loc="left", fontsize=9).set_in_layout(False)
     figure.savefig(path, dpi=150)
 
 
@@ -67,7 +70,7 @@ def plot_adaptation(curves: Mapping[str, Tensor], path: str | Path, metric: str 
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     for label, values in curves.items():
-        mean, ci95 = (x.cpu() for x in mean_and_ci95(values))
+        mean, ci95 = (x.cpu().numpy() for x in mean_and_ci95(values))
         steps = range(len(mean))
         axes.plot(steps, mean, marker="o", markersize=3, label=label)
         axes.fill_between(steps, mean - ci95, mean + ci95, alpha=0.2)

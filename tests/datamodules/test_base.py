@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.plugins import Precision
 from torch.utils.data import Subset
 
 from lightning_meta import EpisodicDataModule, Examples, GlyphsDataModule, SinusoidDataModule, Task
@@ -30,7 +31,9 @@ def as_rank(rank, world, step=0, **kwargs):
     progress = SimpleNamespace(total=SimpleNamespace(processed=step))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
     state = SimpleNamespace(status="running")
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world, fit_loop=loop, state=state)
+    data.trainer = SimpleNamespace(
+        global_rank=rank, world_size=world, fit_loop=loop, state=state, precision_plugin=Precision()
+    )
     return data
 
 

@@ -128,7 +128,7 @@ def test_other_hyperparameters_than_the_checkpoints_are_named(tmp_path):
     run.fit(module, sinusoids())
     run.save_checkpoint(tmp_path / "a.ckpt")
     other = sinusoid_module(inner_lr=0.02)
-    with pytest.warns(UserWarning, match=r"inner_lr: 0\.01 -> 0\.02\n  k_shot: 10 -> 5"):
+    with pytest.warns(UserWarning, match=r"inner_lr: 0\.01 -> 0\.02\n(.*\n)?  k_shot: 10 -> 5"):
         trainer(tmp_path).test(other, sinusoids(k_shot=5), ckpt_path=tmp_path / "a.ckpt", verbose=False)
     assert other.inner_optimizer.lr == 0.02
 
