@@ -26,10 +26,12 @@ def plot_episode(task: Task, path: str | Path, predictions: Tensor | None = None
     classes = torch.unique(support.targets).tolist()
     shots, queries = (int((part.targets == classes[0]).sum()) for part in (support, query))
     shown = min(queries, 10)
-    figure = Figure(figsize=(0.7 * (shots + shown) + 1.2, 0.75 * len(classes) + 0.6), layout="constrained")
-    axes = figure.subplots(
-        len(classes), shots + shown + 1, squeeze=False, width_ratios=[*[1] * shots, 0.3, *[1] * shown]
-    )
+    columns, gap, title_height = shots + shown, 0.4, 0.3
+    height = len(classes) + title_height
+    figure = Figure(figsize=(0.75 * (columns + gap), 0.75 * height))
+    grid = {"wspace": 0.1, "hspace": 0.1, "left": 0.01, "right": 0.99, "bottom": 0.01, "top": 1 - title_height / height}
+    ratios = [*[1] * shots, gap, *[1] * shown]
+    axes = figure.subplots(len(classes), columns + 1, squeeze=False, width_ratios=ratios, gridspec_kw=grid)
     for row, label in enumerate(classes):
         images: list[tuple[Tensor | None, int | None]] = [
             (image, None) for image in support.inputs[support.targets == label]
@@ -52,8 +54,7 @@ def plot_episode(task: Task, path: str | Path, predictions: Tensor | None = None
     note = "" if predictions is None else " (red: predicted wrongly)"
     titles[shots + 1] = f"query{note}"
     for column, title in titles.items():
-        # A title wider than its column must not push the columns apart.
-        axes[0][column].set_title(title, loc="left", fontsize=9).set_in_layout(False)
+        axes[0][column].set_title(title, loc="left", fontsize=9)
     figure.savefig(path, dpi=150)
 
 
