@@ -27,7 +27,7 @@ class SaveRunConfig(SaveConfigCallback):
             path.mkdir(parents=True, exist_ok=True)
             config = self.config.clone()
             config.ckpt_path = None  # whoever uses the file later says from where to start
-            self.parser.save(config, path / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+            self.parser.save(config, path / "config.yaml", overwrite=True, multifile=False)
 
 
 class MetaCLI(LightningCLI):

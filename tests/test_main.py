@@ -63,7 +63,7 @@ def test_a_run_is_one_folder_and_best_and_last_are_found_in_it(config, tmp_path)
         weights = torch.load(run / f"checkpoints/{which}.ckpt", weights_only=True)["state_dict"]
         assert all(torch.equal(v, weights[n]) for n, v in tested.model.state_dict().items())
         assert "test/query_accuracy_ci95" in tested.trainer.callback_metrics
-    assert yaml.safe_load((run / "config.yaml").read_text())["ckpt_path"] is None
+    assert yaml.safe_load((run / "config.yaml").read_text()).get("ckpt_path") is None
     assert (run / "logs/test/metrics.csv").is_file()
     assert (run / "logs/fit/metrics.csv").is_file()
 
@@ -84,7 +84,7 @@ def test_resuming_continues_the_run(config, tmp_path):
     assert resumed.trainer.global_step == 8
     assert all(torch.equal(v, state[n]) for n, v in resumed.model.state_dict().items())
     assert (tmp_path / "run/logs/fit/metrics.until_resume_1.csv").is_file()
-    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["ckpt_path"] is None
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text()).get("ckpt_path") is None
 
 
 def test_predict_and_validate(config):
