@@ -1,15 +1,17 @@
 """The command line: LightningCLI, with a run kept in one folder."""
 
 import os
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from yaml import YAMLError
 
 from lightning_meta import models
@@ -34,7 +36,8 @@ class MetaCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` for meta-learning modules.
 
     A run is one folder, `trainer.default_root_dir`: `config.yaml`, `checkpoints/best.ckpt` and `last.ckpt`, and
-    `logs/<command>/metrics.csv`. `--ckpt_path best` and `last` mean those files, in any process.
+    `logs/<command>/metrics.csv`. `--ckpt_path best` and `last` mean those files, in any process. The best checkpoint is
+    that of the highest `val/query_accuracy`, or of the lowest `val/query_loss` where `loss` is no cross-entropy.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -42,8 +45,6 @@ class MetaCLI(LightningCLI):
         parser.add_class_arguments(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
-                "checkpoint.monitor": "val/query_accuracy",
-                "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
                 "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
@@ -60,6 +61,11 @@ class MetaCLI(LightningCLI):
         if config.trainer.default_root_dir is None:
             names = [config[key].class_path.rsplit(".", 1)[-1].lower() for key in ("model", "data")]
             config.trainer.default_root_dir = os.path.join("runs", "_".join(names))
+        if config.checkpoint.monitor is None:
+            loss = str(config.model.init_args.get("loss") or "cross_entropy").lower()
+            accuracy = "cross_entropy" in loss or "crossentropy" in loss
+            config.checkpoint.monitor = "val/query_accuracy" if accuracy else "val/query_loss"
+            config.checkpoint.mode = "max" if accuracy else "min"
         if config.get("ckpt_path"):
             config.ckpt_path = self._find_checkpoint(config.ckpt_path)
         elif self.subcommand != "fit":
@@ -94,6 +100,15 @@ class MetaCLI(LightningCLI):
             )
         return str(path)
 
+    def predict(self, **kwargs: Any) -> None:
+        """Predict, and save the predictions `(tasks, queries, ...)` as `predictions.pt` in the run's folder."""
+        predictions = self.trainer.predict(**kwargs)
+        if predictions:
+            rank = f".rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+            path = Path(self.trainer.default_root_dir) / f"predictions{rank}.pt"
+            torch.save(torch.cat(cast(list[torch.Tensor], predictions)).cpu(), path)
+            rank_zero_info(f"The predictions for the query sets of the test tasks are in {path}.")
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the Trainer with this run's checkpoints and, unless another logger is given, its CSV log."""
         config = self._get(self.config_init, "trainer")
@@ -106,17 +121,17 @@ class MetaCLI(LightningCLI):
         logger = config.logger
         if (logger is None or logger is True) and not config.barebones:
             logger = CSVLogger(config.default_root_dir, name="logs", version=self.subcommand)
-            if self.subcommand == "fit" and self._command_config().ckpt_path:
-                _keep_log(Path(logger.log_dir))
+            _keep_log(Path(logger.log_dir))
         return super().instantiate_trainer(callbacks=callbacks, logger=logger, **kwargs)
 
 
 @rank_zero_only
 def _keep_log(folder: Path) -> None:
-    """Rename the log of the training that is resumed, since the logger starts a new one."""
+    """Rename the log of the start before, which the logger would delete: the first is `metrics.1.csv`."""
     log = folder / "metrics.csv"
     if log.is_file():
-        log.rename(folder / f"metrics.until_resume_{len(list(folder.glob('metrics.until_resume_*.csv'))) + 1}.csv")
+        log.rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv'))) + 1}.csv")
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
 
 
 def _qualified(value: Any) -> Any:

@@ -71,7 +71,13 @@ def test_a_run_is_one_folder_and_best_and_last_are_found_in_it(config, tmp_path)
     loaded = MAMLModule.load_from_checkpoint(run / "checkpoints/last.ckpt")
     assert all(torch.equal(v, fitted.model.state_dict()[n]) for n, v in loaded.state_dict().items())
 
-    # A second run in the same folder overwrites the first, with no second versions of files.
+    # A start that fails loses nothing.
+    log = (run / "logs/fit/metrics.csv").read_text()
+    with pytest.raises(ValueError, match="n_way=9"):
+        main(["fit", "--config", str(config), "--data.n_way", "9", *QUIET])
+    assert (run / "logs/fit/metrics.1.csv").read_text() == log
+
+    # A second run in the same folder overwrites the first, with no second versions of checkpoints.
     main(["fit", "--config", str(config), *QUIET])
     assert {str(p.relative_to(run)) for p in run.rglob("*.ckpt")} == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
 
@@ -83,15 +89,16 @@ def test_resuming_continues_the_run(config, tmp_path):
     resumed = main(["fit", "--config", str(config), "--ckpt_path", "last", *QUIET])
     assert resumed.trainer.global_step == 8
     assert all(torch.equal(v, state[n]) for n, v in resumed.model.state_dict().items())
-    assert (tmp_path / "run/logs/fit/metrics.until_resume_1.csv").is_file()
+    assert (tmp_path / "run/logs/fit/metrics.1.csv").is_file()
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text()).get("ckpt_path") is None
 
 
-def test_predict_and_validate(config):
+def test_predict_and_validate(config, tmp_path):
     main(["fit", "--config", str(config), *QUIET])
     validated = main(["validate", "--config", str(config), "--ckpt_path", "best", *QUIET])
     assert "val/query_accuracy" in validated.trainer.callback_metrics
     main(["predict", "--config", str(config), "--ckpt_path", "best", *QUIET])
+    assert torch.load(tmp_path / "run/predictions.pt", weights_only=True).shape == (6, 6, 3)
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])
@@ -145,7 +152,6 @@ def test_a_network_without_n_way_and_a_loss_by_its_path(tmp_path):
                 },
                 "data": {"class_path": "SinusoidDataModule", "init_args": {"steps_per_epoch": 2, "val_tasks": 4}},
                 "trainer": {"max_epochs": 1, "default_root_dir": str(tmp_path / "run")},
-                "checkpoint": {"monitor": "val/query_loss", "mode": "min"},
             }
         )
     )

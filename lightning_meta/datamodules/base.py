@@ -91,6 +91,9 @@ class EpisodicDataModule(PlainHyperparameters, pl.LightningDataModule):
         self.num_workers = num_workers
         shapes = [f"{split}{name}" for split in ("", "val_", "test_") for name in ("n_way", "k_shot", "n_query")]
         counts = ["meta_batch_size", "steps_per_epoch", "val_tasks", "test_tasks", "eval_batch_size"]
+        for name in [*shapes, *counts, "seed", "num_workers"]:
+            if type(getattr(self, name)) is not int:
+                raise TypeError(f"{name} must be a whole number, got {getattr(self, name)!r}.")
         for name in shapes + counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

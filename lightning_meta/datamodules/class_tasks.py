@@ -91,11 +91,17 @@ class ClassTasks:
         items = []
         for position in positions.tolist():
             try:
-                items.append(self.dataset[position][0])
+                example = self.dataset[position]
             except Exception as error:
                 raise RuntimeError(
                     f"{self.split}: example {position} of the data set cannot be read: {error}"
                 ) from error
+            if not isinstance(example, tuple | list) or len(example) < 2:
+                raise TypeError(
+                    f"{self.split}: example {position} of {type(self.dataset).__name__} is a {type(example).__name__}. "
+                    "A data set must return (input, target)."
+                )
+            items.append(example[0])
         try:
             return default_collate(items)
         except (TypeError, RuntimeError) as error:

@@ -23,6 +23,7 @@ from lightning_meta.modules.checks import (
     check_network,
     check_not_regression,
     check_outputs,
+    check_same_shape,
     check_trainer,
 )
 from lightning_meta.modules.outcome import Outcome, joined, with_gradients
@@ -31,6 +32,10 @@ from lightning_meta.task import Task, number_of_tasks
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
 Loss = Callable[[Any, Tensor], Tensor]
+
+# Losses that would silently broadcast targets of another shape.
+ELEMENTWISE = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+ELEMENTWISE_CLASSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
 class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
@@ -53,6 +58,7 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
 
     Raises:
         ValueError: An argument does not make sense; the message says which and what to do.
+        TypeError: `network` is not a module, or what has to be callable is not.
     """
 
     def __init__(
@@ -69,6 +75,15 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
         super().__init__()
         self.save_hyperparameters()
         self.automatic_optimization = False
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network must be an nn.Module, got {network!r}.")
+        for name, value in {"optimizer": optimizer, "lr_scheduler": lr_scheduler, "loss": loss}.items():
+            if value is not None and (not callable(value) or (name == "loss" and isinstance(value, type))):
+                raise TypeError(
+                    f"{name} must be callable, got {value!r}. Give an optimizer or a schedule as a function that makes "
+                    "it, such as lambda params: Adam(params, lr=1e-3), and a loss as a function of predictions and "
+                    "targets."
+                )
         check_network(network)
         if gradient_clip_val is not None and not gradient_clip_val > 0:
             raise ValueError(f"gradient_clip_val must be positive or None, got {gradient_clip_val}.")
@@ -135,8 +150,15 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
 
     def _check_outputs(self, predictions: Any, targets: Tensor) -> None:
         """Compare outputs with classes; the data is looked at once for every shape."""
+        if self.loss in ELEMENTWISE or isinstance(self.loss, ELEMENTWISE_CLASSES):
+            check_same_shape(predictions, targets)
         is_cross_entropy = self.loss is F.cross_entropy or isinstance(self.loss, nn.CrossEntropyLoss)
-        if not is_cross_entropy or not isinstance(predictions, Tensor) or predictions.dim() != 3:
+        if is_cross_entropy and not isinstance(predictions, Tensor):
+            raise TypeError(
+                f"{type(self.network).__name__} returned a {type(predictions).__name__}. For cross-entropy it must "
+                "return one tensor of logits: wrap it, or give a loss that takes what it returns."
+            )
+        if not is_cross_entropy or predictions.dim() != 3:
             return
         check_not_regression(predictions, targets)
         stage = None if self._trainer is None else self._trainer.state.stage

@@ -54,6 +54,19 @@ def check_not_regression(predictions: Tensor, targets: Tensor) -> None:
         )
 
 
+def check_same_shape(predictions: Tensor, targets: Tensor) -> None:
+    """Refuse predictions and targets that an elementwise loss would broadcast against each other.
+
+    Raises:
+        ValueError: Shapes differ.
+    """
+    if predictions.shape != targets.shape:
+        raise ValueError(
+            f"The network's outputs are {tuple(predictions.shape)}, but the targets are {tuple(targets.shape)} (tasks, "
+            "examples, ...). Give both the same shape, for instance by targets.unsqueeze(-1) in the data."
+        )
+
+
 def check_outputs(outputs: int, targets: Tensor, trainer: pl.Trainer | None) -> None:
     """Refuse a classifier whose outputs do not fit the tasks' classes.
 
@@ -114,22 +127,38 @@ def check_finite_gradient(gradients: list[Tensor], step: int) -> None:
     """
     if gradients and not torch.isfinite(torch.stack([g.norm() for g in gradients])).all():
         raise FloatingPointError(
-            f"The meta-gradient is not finite at outer step {step}, though the loss is: an operation in the network or "
-            "the loss has no finite derivative here (the square root of 0, for one). Nothing was updated, and the last "
-            "checkpoint stays as it is."
+            f"The meta-gradient is not finite at outer step {step}, though the loss is. Is the inner learning "
+            "rate too large? Or an operation in the network or the loss has no finite derivative here, such as the "
+            "square root of 0. Nothing was updated, and the last checkpoint stays as it is."
+        )
+
+
+def check_updated(optimizer: nn.Module, params: dict[str, Tensor], updated: dict[str, Tensor]) -> None:
+    """Refuse what an inner optimizer returns if it is not the parameters that it was given.
+
+    Raises:
+        ValueError: A parameter is missing, added, or of another shape.
+    """
+    wrong = sorted(params.keys() ^ updated.keys()) or [n for n in params if params[n].shape != updated[n].shape]
+    if wrong:
+        raise ValueError(
+            f"{type(optimizer).__name__}.update must return every parameter that it was given, under its name and of "
+            f"its shape; it does not for {', '.join(wrong)}."
         )
 
 
 def check_support_set(inputs: list[Any], targets: Tensor) -> None:
-    """Refuse a support set without one target for each input.
+    """Refuse a support set without one target for each input, or of raw images.
 
     Args:
         inputs: The tensors of the inputs.
         targets: The targets.
 
     Raises:
-        ValueError: Lengths differ, or there is nothing.
+        ValueError: Lengths differ, there is nothing, or inputs are uint8.
     """
+    if any(tensor.dtype == torch.uint8 for tensor in inputs):
+        raise ValueError("The inputs are uint8 images. Data modules divide those by 255: give inputs / 255 here.")
     lengths = [len(tensor) for tensor in inputs]
     if not len(targets) or any(length != len(targets) for length in lengths):
         raise ValueError(f"A support set needs one target per input: got {lengths} inputs and {len(targets)} targets.")

@@ -20,7 +20,7 @@ from lightning_meta.functional.normalization import (
 )
 from lightning_meta.inner import SGD, InnerOptimizer
 from lightning_meta.modules.base import MetaModule
-from lightning_meta.modules.checks import check_support_set
+from lightning_meta.modules.checks import check_support_set, check_updated
 from lightning_meta.modules.outcome import Outcome, with_gradients
 from lightning_meta.task import Examples, Task, map_tensors, number_of_tasks
 
@@ -48,6 +48,7 @@ class GradientBasedModule(MetaModule):
 
     Raises:
         ValueError: A number of steps is negative.
+        TypeError: `inner_optimizer` is not an `InnerOptimizer`.
     """
 
     def __init__(
@@ -60,6 +61,11 @@ class GradientBasedModule(MetaModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(network, **kwargs)
+        if inner_optimizer is not None and not isinstance(inner_optimizer, InnerOptimizer):
+            raise TypeError(
+                f"inner_optimizer must be a lightning_meta.InnerOptimizer such as SGD(lr=0.1), got "
+                f"{inner_optimizer!r}. torch's optimizers write in place and cannot be differentiated through."
+            )
         self.inner_optimizer = SGD() if inner_optimizer is None else inner_optimizer
         self.inner_steps = _check_steps("inner_steps", inner_steps)
         self.val_inner_steps = (
@@ -103,7 +109,9 @@ class GradientBasedModule(MetaModule):
 
         def update(grads: Params, state: Any, params: Params, *, loss: Tensor, step: int) -> tuple[Params, Any]:
             def of_one_task(grads: Params, state: Any, params: Params, loss: Tensor) -> tuple[Params, Any]:
-                return self.inner_optimizer.update(grads, state, params, loss=loss, step=step)
+                updated, state = self.inner_optimizer.update(grads, state, params, loss=loss, step=step)
+                check_updated(self.inner_optimizer, params, updated)
+                return updated, state
 
             new: tuple[Params, Any] = learner.over_tasks(of_one_task)(grads, state, params, loss)
             return new

@@ -228,3 +228,10 @@ def test_bad_targets_name_their_split():
     data.targets = [0.5] * 48
     with pytest.raises(ValueError, match=r"^val: the targets of Plain"):
         EpisodicDataModule(numbered(), data, **SMALL).setup()
+
+
+@pytest.mark.parametrize("arguments", [{"n_way": "5"}, {"k_shot": 1.5}, {"steps_per_epoch": None}], ids=str)
+def test_numbers_of_another_kind_are_refused(arguments):
+    ((name, value),) = arguments.items()
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, got {value!r}"):
+        EpisodicDataModule(**arguments)

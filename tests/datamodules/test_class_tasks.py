@@ -168,6 +168,15 @@ def test_examples_that_cannot_be_read_or_stacked_are_named():
         ClassTasks(bad_images(), "train", 2, 1, 1).tasks([0])
 
 
+def test_a_data_set_that_returns_inputs_alone_is_refused():
+    class Alone(Plain):
+        def __getitem__(self, index):
+            return self.data[index][0]
+
+    with pytest.raises(TypeError, match=r"of Alone is a Tensor\. A data set must return \(input, target\)"):
+        ClassTasks(Alone(numbered()), "train", 2, 1, 1).tasks([0])
+
+
 def test_ten_thousand_tasks_a_second():
     data = ClassDataset(torch.randint(0, 255, (22000, 1, 28, 28), dtype=torch.uint8), np.arange(1100).repeat(20))
     module = EpisodicDataModule(data, n_way=5, k_shot=1, n_query=1, meta_batch_size=32, steps_per_epoch=400)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_meta import MLP, Conv4, MAMLModule
+from lightning_meta import MLP, SGD, Conv4, MAMLModule, Task
 from tests.conftest import image_tasks, vector_tasks
 from tests.modules.test_maml import images, sinusoid_module, sinusoids, trainer
 
@@ -164,3 +164,55 @@ def test_layers_that_the_trainer_converted_are_refused():
     module.network = nn.SyncBatchNorm.convert_sync_batchnorm(module.network)
     with pytest.raises(ValueError, match="Layer '1' is a SyncBatchNorm"):
         module.on_fit_start()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"inner_optimizer": torch.optim.SGD([torch.zeros(1)], lr=0.1)}, "inner_optimizer must be a lightning_meta"),
+        ({"optimizer": torch.optim.Adam([torch.zeros(1)])}, "optimizer must be callable, got Adam"),
+        ({"loss": nn.MSELoss}, "loss must be callable, got <class"),
+        ({"loss": "mse"}, "loss must be callable, got 'mse'"),
+        ({"network": nn.Linear}, "network must be an nn.Module, got <class"),
+    ],
+    ids=["inner_optimizer", "optimizer", "loss_class", "loss_name", "network_class"],
+)
+def test_arguments_of_another_kind(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        MAMLModule(**{"network": nn.Linear(2, 2)} | arguments)
+
+
+class Forgetful(SGD):
+    """Leaves out the biases."""
+
+    def update(self, grads, state, params, **extra):
+        new, state = super().update(grads, state, params, **extra)
+        return {name: p for name, p in new.items() if "bias" not in name}, state
+
+
+def test_an_inner_optimizer_that_leaves_out_parameters():
+    module = MAMLModule(nn.Linear(6, 3).double(), inner_optimizer=Forgetful(0.1))
+    with pytest.raises(ValueError, match=r"Forgetful\.update must return every parameter.* not for bias"):
+        module.meta_loss(vector_tasks())
+
+
+def test_targets_that_would_be_broadcast():
+    tasks = vector_tasks(n_way=1, k_shot=5)
+    tasks = Task(*(part._replace(targets=part.targets.double()) for part in tasks))
+    with pytest.raises(ValueError, match=r"outputs are \(\d, 5, 1\), but the targets are \(\d, 5\)"):
+        MAMLModule(nn.Linear(6, 1).double(), loss=F.mse_loss).meta_loss(tasks)
+
+
+def test_a_network_that_returns_a_tuple():
+    class Two(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), x
+
+    with pytest.raises(TypeError, match="Two returned a tuple"):
+        MAMLModule(Two(6, 3).double()).meta_loss(vector_tasks())
+
+
+def test_raw_images_for_adapt_to():
+    module = MAMLModule(Conv4(5, hidden=4))
+    with pytest.raises(ValueError, match="give inputs / 255"):
+        module.adapt_to(torch.zeros(5, 1, 28, 28, dtype=torch.uint8), torch.arange(5))
