@@ -5,20 +5,33 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
 
 from lightning_meta import Conv4, GlyphsDataModule, MAMLModule
 from lightning_meta.callbacks import plot_adaptation, plot_episode
 from lightning_meta.main import main
-from lightning_meta.metrics import mean_and_ci95
-from lightning_meta.task import Task, map_tensors
+from lightning_meta.task import Task, map_tensors, number_of_tasks
 
 CONFIG = Path(__file__).parents[1] / "configs/maml/glyphs_5way_1shot.yaml"
 RATES = [0.03, 0.1, 0.3, 1.0, 3.0]
 STEPS = [1, 5, 20]
-SELECTION_TASKS = 104
+SELECTION_TASKS = 64
+FIGURE_TASKS = 64
+
+
+def first_batches(loader: Iterable[Task], tasks: int) -> list[Task]:
+    """The first batches of a loader, until they hold so many tasks."""
+    batches: list[Task] = []
+    for batch in loader:
+        if sum(map(number_of_tasks, batches)) >= tasks:
+            break
+        batches.append(batch)
+    return batches
 
 
 def accuracy_curves(module: MAMLModule, batches: list[Task], steps: int) -> torch.Tensor:
@@ -26,24 +39,22 @@ def accuracy_curves(module: MAMLModule, batches: list[Task], steps: int) -> torc
     return torch.cat([module.adaptation_curve(batch, steps)["query_accuracy"] for batch in batches])
 
 
-def without_meta_training(hidden: int, data: GlyphsDataModule) -> tuple[torch.Tensor, float, int]:
-    """Test accuracies of the untrained network at its best rate and number of steps on validation tasks."""
+def without_meta_training(hidden: int, data: GlyphsDataModule) -> MAMLModule:
+    """The untrained network with the rate and the number of steps that are best on validation tasks."""
     torch.manual_seed(0)
     network = Conv4(data.n_way, hidden=hidden)
-    selection = list(data.val_dataloader())[: SELECTION_TASKS // data.eval_batch_size]
+    batches = first_batches(data.val_dataloader(), SELECTION_TASKS)
     found = {}
     for rate in RATES:
-        curve = accuracy_curves(MAMLModule(network, inner_lr=rate), selection, max(STEPS)).mean(0)
+        curve = accuracy_curves(MAMLModule(network, inner_lr=rate), batches, max(STEPS)).mean(0)
         found |= {(rate, steps): curve[steps].item() for steps in STEPS}
     rate, steps = max(found, key=found.__getitem__)
-    curves = accuracy_curves(MAMLModule(network, inner_lr=rate), list(data.test_dataloader()), steps)
-    return curves, rate, steps
+    return MAMLModule(network, inner_lr=rate, inner_steps=steps)
 
 
-def percent(values: torch.Tensor) -> str:
-    """Mean over tasks and its 95 % interval, in percent."""
-    mean, ci95 = mean_and_ci95(values)
-    return f"{100 * mean:.1f} ± {100 * ci95:.1f} %"
+def percent(metrics: Mapping[str, Any]) -> str:
+    """The test accuracy and its 95 % interval, in percent."""
+    return f"{100 * metrics['test/query_accuracy']:.1f} ± {100 * metrics['test/query_accuracy_ci95']:.1f} %"
 
 
 def quickstart() -> None:
@@ -75,28 +86,30 @@ def quickstart() -> None:
     assert isinstance(data, GlyphsDataModule)
 
     print("Adapting the same network without meta-training, at five inner rates ...", flush=True)
-    untrained, rate, steps = without_meta_training(module.network.head.in_features, data)
-    batches = list(data.test_dataloader())
-    trained = accuracy_curves(module, batches, module.val_inner_steps)
+    untrained = without_meta_training(module.network.head.in_features, data)
+    options = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    compared = pl.Trainer(**options, default_root_dir=folder).test(untrained, data, verbose=False)[0]
+    rate, steps = untrained.inner_optimizer.lr, untrained.inner_steps
 
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
+    batches = first_batches(data.test_dataloader(), FIGURE_TASKS)
     first = map_tensors(lambda t: t[0], batches[0])
     adapted = module.adapt_to(*first.support, transductive=True)
     plot_episode(first, figures / "episode.png", adapted(first.query.inputs))
     curves = {
         f"meta-trained, rate {module.inner_optimizer.lr}": accuracy_curves(module, batches, max(steps, 5)),
-        f"not meta-trained, rate {rate}": untrained,
+        f"not meta-trained, rate {rate}": accuracy_curves(untrained, batches, max(steps, 5)),
     }
     plot_adaptation(curves, figures / "adaptation.png")
 
     classes, queries = data.test_n_way, data.test_n_query
     print(
         f"""
-Glyphs, {classes}-way {data.test_k_shot}-shot: accuracy on {len(trained)} test tasks of classes never trained on,
+Glyphs, {classes}-way {data.test_k_shot}-shot: accuracy on {data.test_tasks} test tasks of classes never trained on,
 {queries} queries per class, batch normalization transductive, mean and 95 % interval
-  adapted from the meta-trained network   {percent(trained[:, -1])}   ({module.val_inner_steps} steps)
-  adapted without meta-training           {percent(untrained[:, -1])}   ({steps} steps at rate {rate}, the best of \
+  adapted from the meta-trained network   {percent(tested.trainer.callback_metrics)}   ({module.val_inner_steps} steps)
+  adapted without meta-training           {percent(compared)}   ({steps} steps at rate {rate}, the best of \
 {len(RATES)} rates x {STEPS} steps)
 
 Checkpoint   {folder / "checkpoints/best.ckpt"}
