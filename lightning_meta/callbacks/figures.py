@@ -67,6 +67,7 @@ def plot_adaptation(curves: Mapping[str, Tensor], path: str | Path, metric: str 
         metric: What the values are.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
@@ -76,6 +77,7 @@ def plot_adaptation(curves: Mapping[str, Tensor], path: str | Path, metric: str 
         axes.plot(steps, mean, marker="o", markersize=3, label=label)
         axes.fill_between(steps, mean - ci95, mean + ci95, alpha=0.2)
     axes.set(xlabel="inner steps", ylabel=f"{metric}, mean and 95 % interval")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
