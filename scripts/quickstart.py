@@ -77,9 +77,10 @@ def quickstart() -> None:
         "--trainer.enable_model_summary",
         "false",
     ]
-    print(f"Meta-training with: lightning-meta fit {' '.join(run)}", flush=True)
     schedule = ["--trainer.max_epochs", str(options.epochs), "--model.lr_scheduler.T_max", str(500 * options.epochs)]
-    main(["fit", *run, *schedule])
+    fit = ["fit", *run, *schedule]
+    print(f"Meta-training with: lightning-meta {' '.join(fit)}", flush=True)
+    main(fit)
     tested = main(["test", *run, "--ckpt_path", "best", "--trainer.enable_progress_bar", "false"])
     module, data = tested.model, tested.datamodule
     assert isinstance(module, MAMLModule)
@@ -87,8 +88,8 @@ def quickstart() -> None:
 
     print("Adapting the same network without meta-training, at five inner rates ...", flush=True)
     untrained = without_meta_training(module.network.head.in_features, data)
-    options = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-    compared = pl.Trainer(**options, default_root_dir=folder).test(untrained, data, verbose=False)[0]
+    trainer = pl.Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False, default_root_dir=folder)
+    compared = trainer.test(untrained, data, verbose=False)[0]
     rate, steps = untrained.inner_optimizer.lr, untrained.inner_steps
 
     figures = folder / "figures"
