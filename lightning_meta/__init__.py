@@ -4,7 +4,16 @@ from lightning_meta.__about__ import __version__
 from lightning_meta.datamodules import EpisodicDataModule, GlyphsDataModule, OmniglotDataModule, SinusoidDataModule
 from lightning_meta.inner import SGD, InnerOptimizer
 from lightning_meta.models import MLP, Conv4
-from lightning_meta.modules import GradientBasedModule, MAMLModule, MetaModule
+from lightning_meta.modules import (
+    GradientBasedModule,
+    IMAMLModule,
+    MAMLModule,
+    MetaLSTMModule,
+    MetaModule,
+    ProtoMAMLModule,
+    ProtoNetModule,
+    ReptileModule,
+)
 from lightning_meta.task import Examples, Task, TaskDistribution
 
 __all__ = [
@@ -15,10 +24,15 @@ __all__ = [
     "Examples",
     "GlyphsDataModule",
     "GradientBasedModule",
+    "IMAMLModule",
     "InnerOptimizer",
     "MAMLModule",
+    "MetaLSTMModule",
     "MetaModule",
     "OmniglotDataModule",
+    "ProtoMAMLModule",
+    "ProtoNetModule",
+    "ReptileModule",
     "SinusoidDataModule",
     "Task",
     "TaskDistribution",

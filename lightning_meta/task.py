@@ -52,9 +52,20 @@ class TaskDistribution(Protocol):
         ...
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """Apply `function` to every tensor in a nesting of dicts, lists, tuples and NamedTuples."""
-    return cast(Tree, apply_to_collection(tree, Tensor, function))
+def map_tensors(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
+    """Apply `function` to every tensor in a nesting of dicts, lists, tuples and NamedTuples.
+
+    With several trees of the same form it gets one tensor of each.
+    """
+    rest = [iter(tensors_of(other)) for other in others]
+    return cast(Tree, apply_to_collection(tree, Tensor, lambda t: function(t, *(next(tensors) for tensors in rest))))
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Every tensor in a nesting of dicts, lists, tuples and NamedTuples, in order."""
+    found: list[Tensor] = []
+    apply_to_collection(tree, Tensor, found.append)
+    return found
 
 
 def number_of_tasks(tasks: Task) -> int:

@@ -6,20 +6,36 @@ import pytest
 import torch
 import yaml
 
+from lightning_meta import IMAMLModule, MetaLSTMModule, ProtoMAMLModule, ProtoNetModule, ReptileModule
+from lightning_meta.inner import LSLR, SGD, LSTMOptimizer, MetaSGD
 from lightning_meta.main import main
 from tests.test_main import QUIET
 
 ROOT = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.yaml"))
 
-FIRST = [
-    "maml/glyphs_5way_1shot", "maml/omniglot_5way_1shot", "maml/omniglot_5way_5shot", "maml/omniglot_20way_1shot",
-    "maml/omniglot_20way_5shot", "maml/sinusoid_10shot", "fomaml/omniglot_5way_1shot", "anil/omniglot_5way_1shot",
-]  # fmt: skip
+# What makes each algorithm what it is.
+HALLMARKS = {
+    "maml": lambda m: m.order == 2 and type(m.inner_optimizer) is SGD and m.inner_steps > 0,
+    "fomaml": lambda m: m.order == 1,
+    "anil": lambda m: all(name.startswith("head.") for name in m.adapted_names),
+    "boil": lambda m: all(name.startswith("body.") for name in m.adapted_names),
+    "meta_sgd": lambda m: type(m.inner_optimizer) is MetaSGD,
+    "maml_plus_plus": lambda m: type(m.inner_optimizer) is LSLR and m.multi_step_loss_steps and m.per_step_norm,
+    "finetuning": lambda m: m.inner_steps == 0 and m.val_inner_steps > 0,
+    "reptile": lambda m: type(m) is ReptileModule,
+    "meta_lstm": lambda m: type(m) is MetaLSTMModule and type(m.inner_optimizer) is LSTMOptimizer,
+    "imaml": lambda m: type(m) is IMAMLModule,
+    "protonet": lambda m: type(m) is ProtoNetModule,
+    "protomaml": lambda m: type(m) is ProtoMAMLModule,
+}
 
 
 def test_the_promised_configurations_are_there():
-    assert {f"{name}.yaml" for name in FIRST} <= set(CONFIGS)
+    promised = {f"{name}/{data}_5way_1shot.yaml" for name in HALLMARKS for data in ("glyphs", "omniglot")}
+    promised |= {f"maml/omniglot_{n}way_{k}shot.yaml" for n in (5, 20) for k in (1, 5)}
+    promised |= {"maml/sinusoid_10shot.yaml", "maml/sinusoid_5shot.yaml", "meta_sgd/sinusoid_5shot.yaml"}
+    assert promised <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -36,9 +52,10 @@ def test_configuration(name, tmp_path, request):
     assert fitted.trainer.global_step == 2
     tested = main(["test", *arguments, "--ckpt_path", "best"])
     assert torch.isfinite(tested.trainer.callback_metrics["test/query_loss"])
-    algorithm = name.split("/")[0]
-    assert fitted.model.first_order == (algorithm == "fomaml")
-    assert all(n.startswith("head.") for n in fitted.model.adapted_names) == (algorithm == "anil")
+    assert HALLMARKS[name.split("/")[0]](fitted.model)
+    images, labels = torch.rand(10, 1, 28, 28), torch.arange(5).repeat(2)
+    if "sinusoid" not in name:
+        assert fitted.model.adapt_to(images, labels)(images[:3]).shape == (3, 5)
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "T_max" in (ROOT / name).read_text()])

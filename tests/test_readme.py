@@ -28,7 +28,7 @@ def test_python(block, tmp_path, monkeypatch):
 
 
 def test_there_are_examples_of_all_three_ways():
-    assert len(PYTHON) == 4
+    assert len(PYTHON) == 5
     assert len(COMMANDS) >= 4
 
 

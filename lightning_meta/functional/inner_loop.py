@@ -29,8 +29,8 @@ def adapt(
     steps: int,
     *,
     order: Order = 2,
-    on_step: Callable[[int, Params], None] | None = None,
-) -> tuple[Params, list[Tensor]]:
+    on_step: Callable[[int, Params, Any], None] | None = None,
+) -> tuple[Params, Any, list[Tensor]]:
     r"""Adapt every task's parameters by `steps` steps of an inner optimizer.
 
     For gradient descent at rate α this is, for every task at once,
@@ -46,16 +46,19 @@ def adapt(
         update: The inner optimizer's step.
         steps: Number of inner steps; 0 returns `params`.
         order: Order of the meta-gradient that the result carries.
-        on_step: Called with the number of steps done and the parameters, first with 0 and the initial ones.
+        on_step: Called with the number of steps done, the parameters and the state, first with 0 and the initial ones.
 
     Returns:
-        The adapted parameters, and the support losses `(B,)` before each step, detached.
+        The adapted parameters, the inner optimizer's state, and the support losses `(B,)` before each step, detached.
     """
     losses = []
     names = list(params)
+    if order > 0:
+        # Where initial parameters depend on one another (a head on the body), inner gradients do not follow that.
+        params = {name: param.view_as(param) for name, param in params.items()}
     for step in range(steps):
         if on_step is not None:
-            on_step(step, params)
+            on_step(step, params, state)
         loss = objective(params, step)
         # Each task's loss depends on its own slice only: the gradient of the sum holds every task's gradient.
         gradients = torch.autograd.grad(
@@ -68,5 +71,5 @@ def adapt(
         if order == 0:
             params = {name: param.requires_grad_() for name, param in params.items()}
     if on_step is not None:
-        on_step(steps, params)
-    return params, losses
+        on_step(steps, params, state)
+    return params, state, losses

@@ -1,8 +1,8 @@
 """A network as a pure function of its parameters, over a leading task dimension."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_meta.functional.normalization import batch_normalization
+from lightning_meta.functional.normalization import batch_normalization, record_statistics, with_stored_statistics
 from lightning_meta.task import map_tensors
 
 Params = dict[str, Tensor]
@@ -79,6 +79,32 @@ class Learner:
         buffers.update({name: buffer.clone() for name, buffer in buffers.items()})
         return self.over_tasks(self.call)(params, buffers, inputs)
 
+    def statistics(self, params: Params, buffers: Params, inputs: Any) -> Params:
+        """Each task's batch-normalization statistics on inputs `(B, examples, ...)`: buffers by name, `(B, channels)`.
+
+        The variance is the biased one.
+        """
+
+        def of_one_task(params: Params, buffers: Params, inputs: Any) -> Params:
+            with record_statistics(self.network) as statistics:
+                self.call(params, buffers, inputs)
+            return statistics
+
+        buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        found: Params = self.over_tasks(of_one_task)(params, buffers, inputs)
+        return found
+
+    def frozen_to(self, params: Params, buffers: Params, inputs: Any) -> tuple["Learner", Params]:
+        """A learner that normalizes with each task's statistics on `inputs` from now on, and the buffers it needs."""
+        found = buffers | self.statistics(params, buffers, inputs)
+        network = with_stored_statistics(self.network)
+        buffers = {name: found[name] for name, _ in network.named_buffers() if name in found}
+        return replace(self, network=network, transductive=False), buffers
+
+    def part(self, name: str) -> "Learner":
+        """The learner of a submodule, such as `"body"`; its parameters have names without the prefix."""
+        return replace(self, network=self.network.get_submodule(name), names=tuple(strip(self.names, name)))
+
 
 def select_parameters(network: nn.Module, patterns: str | Sequence[str] | None) -> tuple[str, ...]:
     """Names of the parameters that the inner loop adapts.
@@ -117,6 +143,11 @@ def select_parameters(network: nn.Module, patterns: str | Sequence[str] | None) 
     if not selected:
         raise ValueError("adapt_only is empty: the inner loop would have nothing to adapt. Leave it out to adapt all.")
     return selected
+
+
+def strip(names: Iterable[str], part: str) -> dict[str, str]:
+    """The names of a submodule's own, without its prefix, and what each is called in the whole."""
+    return {name.removeprefix(f"{part}."): name for name in names if name.startswith(f"{part}.")}
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_meta.functional.learner import Params
+
 
 def touch(loss: Tensor, params: Sequence[Tensor]) -> Tensor:
     """The same loss, connected to every parameter: those it does not depend on get a zero gradient instead of none.
@@ -41,4 +43,22 @@ def surrogate(loss: Tensor, params: Sequence[Tensor], gradients: Sequence[Tensor
     for p, g in zip(params, gradients, strict=True):
         dtype = torch.promote_types(p.dtype, torch.float32)
         total = total + ((p - p.detach()).to(dtype) * g.detach().to(dtype)).sum()
+    return total
+
+
+def task_surrogates(losses: Tensor, params: Params, gradients: Params) -> Tensor:
+    """The same as `surrogate`, for each task of a batch.
+
+    Args:
+        losses: `(B,)`; only the values are used.
+        params: The initial parameters, one copy for each task: `(B, *shape)`.
+        gradients: The meta-gradient of each task, of the same names and shapes.
+
+    Returns:
+        `(B,)` scalars.
+    """
+    total = losses.detach()
+    for name, p in params.items():
+        dtype = torch.promote_types(p.dtype, torch.float32)
+        total = total + ((p - p.detach()).to(dtype) * gradients[name].detach().to(dtype)).flatten(1).sum(1)
     return total

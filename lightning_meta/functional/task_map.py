@@ -24,7 +24,7 @@ class TaskMap:
 
     Args:
         network: The network that the function runs.
-        names: The parameters that the inner loop changes.
+        names: The parameters that the inner loop changes; none for an algorithm without one.
         task_parallel: `"vmap"`: all tasks together, the most memory. A chunk size: that many together, which bounds
             the memory. `"loop"`: one after another, the least memory, and works for every network. `"auto"`: on a CPU
             chunks of about `EXAMPLES_PER_CHUNK` examples for a convolutional network, all tasks together otherwise;
@@ -54,6 +54,8 @@ class TaskMap:
             return min(self.task_parallel, batch)
         if self.task_parallel == "loop" or not self._vectorizes:
             return 0
+        if not self.names:  # weights that all tasks share
+            return batch
         targets = tasks.support.targets
         if self.task_parallel == "vmap" or not self._convolutional or targets.device.type != "cpu":
             return batch
@@ -100,7 +102,8 @@ class TaskMap:
         """Turn to the loop because of an error under vmap; raise where that is not the remedy."""
         layer = failing_layer(self.network, lambda: function(together, chunk))
         try:
-            function(single, split(chunk, 1)[0])
+            for task in split(chunk, 1):
+                function(single, task)
         except Exception as own:  # it has nothing to do with vmap
             raise own from None
         where = f"layer {layer}" if layer else "the loss or the inner optimizer"

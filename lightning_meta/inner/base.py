@@ -14,9 +14,17 @@ class InnerOptimizer(nn.Module, ABC):
     Whatever it learns (a rate per parameter, an LSTM) are its own `nn.Parameter`s, and so meta-parameters: checkpoints,
     distributed training and the outer optimizer treat them like the network's.
 
-    Both methods see one task: parameters by name, without the task dimension. Many tasks are run by `torch.vmap`, so
-    write tensor operations only: no `.item()`, no `if` on a tensor's value, nothing in place.
+    `init` and `update` see one task: parameters by name, without the task dimension. Many tasks are run by
+    `torch.vmap`, so write tensor operations only: no `.item()`, no `if` on a tensor's value, nothing in place.
     """
+
+    def build(self, params: Params, steps: int) -> None:
+        """Make what depends on the parameters to adapt, such as a rate for each. Called once by the module.
+
+        Args:
+            params: The network's parameters that the inner loop changes, by name.
+            steps: Inner steps in meta-training.
+        """
 
     @abstractmethod
     def init(self, params: Params) -> Any:
@@ -46,3 +54,14 @@ class InnerOptimizer(nn.Module, ABC):
         Returns:
             New parameters under the same names, and the new state. Neither is changed in place.
         """
+
+
+def check_rate(name: str, value: float) -> float:
+    """Refuse a rate or coefficient that is negative or not a number.
+
+    Raises:
+        ValueError: It is.
+    """
+    if not value >= 0:
+        raise ValueError(f"{name} of an inner optimizer must be 0 or more, got {name}={value}.")
+    return value

@@ -2,22 +2,31 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_meta.functional.learner import Params
-from lightning_meta.inner.base import InnerOptimizer
+from lightning_meta.inner.base import InnerOptimizer, check_rate
 
 
 class SGD(InnerOptimizer):
-    r"""Gradient descent at a fixed rate: :math:`\phi \leftarrow \phi - \alpha\,g`.
+    r"""Gradient descent at a fixed rate, the inner optimizer of MAML: :math:`\phi \leftarrow \phi - \alpha\,g`.
 
-    The inner optimizer of MAML: Finn, Abbeel, Levine 2017, arXiv:1703.03400.
+    With momentum μ and weight decay λ, as `torch.optim.SGD` has it,
+
+    .. math:: v \leftarrow \mu v + g + \lambda\phi, \qquad \phi \leftarrow \phi - \alpha v,
+
+    and with Nesterov's momentum :math:`\phi \leftarrow \phi - \alpha (g + \lambda\phi + \mu v)`.
+    Paper: Finn, Abbeel, Levine 2017, arXiv:1703.03400.
 
     Args:
         lr: The rate α, non-negative.
+        momentum: The coefficient μ, non-negative.
+        nesterov: Whether momentum is Nesterov's.
+        weight_decay: The coefficient λ, non-negative.
 
     Raises:
-        ValueError: `lr` is negative or not a number.
+        ValueError: A number is negative or none, or `nesterov` is set without momentum.
 
     Example:
         >>> import torch
@@ -26,22 +35,36 @@ class SGD(InnerOptimizer):
         {'w': tensor([0.9000])}
     """
 
-    def __init__(self, lr: float = 0.01) -> None:
+    def __init__(
+        self, lr: float = 0.01, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+    ) -> None:
         super().__init__()
-        if not lr >= 0:
-            raise ValueError(f"The inner learning rate must be 0 or more, got lr={lr}.")
-        self.lr = lr
+        self.lr = check_rate("lr", lr)
+        self.momentum = check_rate("momentum", momentum)
+        self.weight_decay = check_rate("weight_decay", weight_decay)
+        if nesterov and not momentum:
+            raise ValueError("nesterov=True needs a momentum above 0.")
+        self.nesterov = nesterov
 
-    def init(self, params: Params) -> tuple[()]:
-        """No state."""
-        return ()
+    def init(self, params: Params) -> Any:
+        """The velocity of each parameter, where there is momentum."""
+        return {name: torch.zeros_like(param) for name, param in params.items()} if self.momentum else ()
 
     def update(
         self, grads: Params, state: Any, params: Params, *, loss: Tensor, step: int, **extra: Any
     ) -> tuple[Params, Any]:
         """One step of gradient descent."""
-        return {name: param - self.lr * grads[name] for name, param in params.items()}, state
+        if self.weight_decay:
+            grads = {name: grads[name] + self.weight_decay * param for name, param in params.items()}
+        directions = grads
+        if self.momentum:
+            state = {name: self.momentum * state[name] + grads[name] for name in params}
+            directions = state
+            if self.nesterov:
+                directions = {name: grads[name] + self.momentum * state[name] for name in params}
+        return {name: param - self.lr * directions[name] for name, param in params.items()}, state
 
     def extra_repr(self) -> str:
-        """The rate."""
-        return f"lr={self.lr}"
+        """The settings that matter."""
+        settings = {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay}
+        return ", ".join([f"lr={self.lr}", *(f"{name}={value}" for name, value in settings.items() if value)])

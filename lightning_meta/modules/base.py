@@ -27,7 +27,7 @@ from lightning_meta.modules.checks import (
     check_trainer,
 )
 from lightning_meta.modules.outcome import Outcome, joined, with_gradients
-from lightning_meta.task import Task, number_of_tasks
+from lightning_meta.task import Task, map_tensors, number_of_tasks
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
@@ -61,6 +61,9 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
         TypeError: `network` is not a module, or what has to be callable is not.
     """
 
+    objective = "query_loss"
+    """What the value of `meta_loss` is called in the logs."""
+
     def __init__(
         self,
         network: nn.Module,
@@ -93,7 +96,7 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
         self.lr_scheduler = lr_scheduler
         self.gradient_clip_val = gradient_clip_val
         self.adapt_only = adapt_only
-        self._task_map = TaskMap(network, select_parameters(network, adapt_only), task_parallel)
+        self._task_map = TaskMap(network, self.select_adapted(), task_parallel)
         self.statistics = nn.ModuleDict({"val": TaskStatistics(), "test": TaskStatistics()})
         self.outcome: Outcome | None = None
         """What the last `meta_loss` made of its tasks, detached."""
@@ -105,9 +108,12 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
     def task_map(self) -> TaskMap:
         """Runs functions over the tasks of a batch, with the network that is `network` now."""
         if self._task_map.network is not self.network:
-            names = select_parameters(self.network, self.adapt_only)
-            self._task_map = TaskMap(self.network, names, self._task_map.task_parallel)
+            self._task_map = TaskMap(self.network, self.select_adapted(), self._task_map.task_parallel)
         return self._task_map
+
+    def select_adapted(self) -> tuple[str, ...]:
+        """Names of the network's parameters that the inner loop is to change: those that `adapt_only` means."""
+        return select_parameters(self.network, self.adapt_only)
 
     @property
     def adapted_names(self) -> tuple[str, ...]:
@@ -229,11 +235,20 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
+        if outcome is not None:
+            self.carry(map_tensors(self._mean_over_devices, outcome.carried))
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step()
         metrics = {} if outcome is None else {name: value.mean() for name, value in outcome.metrics.items()}
-        self._log("train", {"query_loss": loss.detach(), **metrics}, number_of_tasks(batch))
+        self._log("train", {self.objective: loss.detach(), **metrics}, number_of_tasks(batch))
+
+    def _mean_over_devices(self, tensor: Tensor) -> Tensor:
+        """The mean of a batch of tasks' tensors `(B, ...)` over the tasks of all devices."""
+        return cast(Tensor, self.trainer.strategy.reduce(tensor.mean(0), reduce_op="mean"))
+
+    def carry(self, mean: Any) -> None:
+        """Keep the mean, over the tasks of all devices, of what `learn` returned as `Outcome.carried`."""
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Check and clip the meta-gradient, here because it is unscaled by now under 16-bit precision."""
@@ -243,9 +258,13 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
             check_finite_gradient(gradients, self.global_step)
         self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
 
+    def outer_parameters(self) -> list[Any]:
+        """What the outer optimizer is made from: the trainable parameters, or groups of them."""
+        return [p for p in self.parameters() if p.requires_grad]
+
     def configure_optimizers(self) -> Any:
         """The outer optimizer over all trainable parameters, and its scheduler."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.optimizer(self.outer_parameters())
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}

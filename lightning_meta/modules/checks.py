@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -162,3 +163,51 @@ def check_support_set(inputs: list[Any], targets: Tensor) -> None:
     lengths = [len(tensor) for tensor in inputs]
     if not len(targets) or any(length != len(targets) for length in lengths):
         raise ValueError(f"A support set needs one target per input: got {lengths} inputs and {len(targets)} targets.")
+
+
+def check_steps(name: str, steps: int) -> int:
+    """Refuse a negative number of steps.
+
+    Raises:
+        ValueError: It is negative.
+    """
+    if steps < 0:
+        raise ValueError(f"{name} must be 0 or more, got {steps}.")
+    return steps
+
+
+def check_meta_parameters(module: str, optimizer: nn.Module) -> None:
+    """Refuse an inner optimizer that has something to learn, for an algorithm whose meta-gradient has no part for it.
+
+    Raises:
+        ValueError: `optimizer` has parameters; `module` is the name of the algorithm.
+    """
+    if any(p.requires_grad for p in optimizer.parameters()):
+        raise ValueError(
+            f"{module} has no gradient for what {type(optimizer).__name__} learns. Use MAMLModule with "
+            "it, or an inner optimizer without parameters, such as SGD or Adam."
+        )
+
+
+def check_support_classes(targets: Tensor) -> int:
+    """Refuse tasks with a class that has no support example, and count the classes.
+
+    Args:
+        targets: Those of the support sets, `(B, examples)`.
+
+    Returns:
+        The number of classes, `N`.
+
+    Raises:
+        ValueError: In some task a class from 0 to the largest has no example, or targets are no class numbers.
+    """
+    if targets.is_floating_point() or targets.min() < 0:
+        raise ValueError(f"Prototypes need class numbers from 0 for targets, got {targets.dtype} from {targets.min()}.")
+    n_way = int(targets.max()) + 1
+    missing = (F.one_hot(targets, n_way).sum(1) == 0).nonzero()
+    if len(missing):
+        raise ValueError(
+            f"A task has no support example of class {int(missing[0, 1])}, of {n_way} classes, so there is no "
+            "prototype of it. Every class needs at least one."
+        )
+    return n_way

@@ -12,29 +12,43 @@ from torch import Tensor, nn
 
 from lightning_meta.functional.inner_loop import Order, adapt
 from lightning_meta.functional.learner import Learner, Params, twice_differentiable
-from lightning_meta.functional.normalization import (
-    batch_normalized_layers,
-    record_statistics,
-    with_batch_statistics,
-    with_stored_statistics,
-)
+from lightning_meta.functional.normalization import batch_normalized_layers
 from lightning_meta.inner import SGD, InnerOptimizer
 from lightning_meta.modules.base import MetaModule
-from lightning_meta.modules.checks import check_support_set, check_updated
+from lightning_meta.modules.checks import check_steps, check_updated
+from lightning_meta.modules.deployment import adapted_network
 from lightning_meta.modules.outcome import Outcome, with_gradients
 from lightning_meta.task import Examples, Task, map_tensors, number_of_tasks
 
+SupportData = Callable[[Task, Params, int], Examples]
+
 
 class Adapted(NamedTuple):
-    """What the inner loop leaves: each task's parameters and buffers, and its support losses `(B, steps)`."""
+    """What the inner loop leaves of a batch of tasks.
+
+    Attributes:
+        params: Each task's parameters.
+        buffers: Each task's buffers.
+        inner_losses: The support losses before each step, `(B, steps)`.
+        state: The inner optimizer's state.
+    """
 
     params: Params
     buffers: Params
     inner_losses: Tensor
+    state: Any
+
+    @property
+    def steps(self) -> int:
+        """How many inner steps were made."""
+        return self.inner_losses.shape[1]
 
 
 class GradientBasedModule(MetaModule):
     """Base of the algorithms with an inner loop.
+
+    As it stands it descends the query loss of the adapted parameters, differentiated through the inner loop; what
+    subclasses change are `order`, the hooks around the inner loop, or `learn`.
 
     Args:
         network: Called as `network(inputs)`.
@@ -44,10 +58,12 @@ class GradientBasedModule(MetaModule):
         transductive: Whether batch normalization in evaluation uses the statistics of the query batch (as in the MAML
             paper), or those of the support set under the adapted parameters, so that every query example is predicted
             by itself.
+        inner_optimizer_lr: The outer learning rate of what the inner optimizer learns, such as rates or an LSTM; that
+            of `optimizer` if `None`.
         kwargs: See `MetaModule`.
 
     Raises:
-        ValueError: A number of steps is negative.
+        ValueError: A number of steps is negative, or `inner_optimizer_lr` is, or there is nothing to learn at it.
         TypeError: `inner_optimizer` is not an `InnerOptimizer`.
     """
 
@@ -58,6 +74,7 @@ class GradientBasedModule(MetaModule):
         inner_steps: int = 1,
         val_inner_steps: int | None = None,
         transductive: bool = True,
+        inner_optimizer_lr: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(network, **kwargs)
@@ -67,11 +84,30 @@ class GradientBasedModule(MetaModule):
                 f"{inner_optimizer!r}. torch's optimizers write in place and cannot be differentiated through."
             )
         self.inner_optimizer = SGD() if inner_optimizer is None else inner_optimizer
-        self.inner_steps = _check_steps("inner_steps", inner_steps)
+        self.inner_steps = check_steps("inner_steps", inner_steps)
         self.val_inner_steps = (
-            inner_steps if val_inner_steps is None else _check_steps("val_inner_steps", val_inner_steps)
+            inner_steps if val_inner_steps is None else check_steps("val_inner_steps", val_inner_steps)
         )
         self.transductive = transductive
+        own = dict(self.network.named_parameters())
+        self.inner_optimizer.build({name: own[name].detach() for name in self.adapted_names}, inner_steps)
+        if inner_optimizer_lr is not None and not (inner_optimizer_lr >= 0 and list(self.inner_optimizer.parameters())):
+            raise ValueError(
+                f"inner_optimizer_lr={inner_optimizer_lr} is the outer learning rate, 0 or more, of what "
+                f"{self.inner_optimizer} learns; if that is nothing, leave it out."
+            )
+        self.inner_optimizer_lr = inner_optimizer_lr
+
+    def outer_parameters(self) -> list[Any]:
+        """The trainable parameters; those of the inner optimizer in a group with their own rate, if they have one."""
+        if self.inner_optimizer_lr is None:
+            return super().outer_parameters()
+        inner = set(self.inner_optimizer.parameters())
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in super().outer_parameters() if p not in inner]},
+            {"params": [p for p in super().outer_parameters() if p in inner], "lr": self.inner_optimizer_lr},
+        ]
+        return [group for group in groups if group["params"]]
 
     def objects(self) -> dict[str, str]:
         """Describe the inner optimizer, too."""
@@ -87,6 +123,29 @@ class GradientBasedModule(MetaModule):
         """The examples on which adapted parameters are judged."""
         return tasks.query
 
+    # What an algorithm may change about the inner loop.
+
+    @property
+    def order(self) -> Order:
+        """The order of the meta-gradient in meta-training: 2, or 1 with inner gradients taken for constants."""
+        return 2
+
+    def initial_params(self, learner: Learner, tasks: Task, *, trainable: bool) -> Params:
+        """Each task's parameters before the first step; differentiable in the network's own if `trainable`."""
+        return learner.initial_params(number_of_tasks(tasks), trainable=trainable)
+
+    def initial_state(self, learner: Learner, params: Params) -> Any:
+        """Each task's state of the inner optimizer before the first step."""
+        return learner.over_tasks(self.inner_optimizer.init)(params)
+
+    def params_at(self, params: Params, step: int) -> Params:
+        """The parameters that the network runs with, once `step` inner steps have led to `params`."""
+        return params
+
+    def inner_objective(self, losses: Tensor, params: Params, initial: Params) -> Tensor:
+        """What the inner loop descends, `(B,)`, given the tasks' support losses `(B,)`."""
+        return losses
+
     def adapt(
         self,
         learner: Learner,
@@ -94,18 +153,24 @@ class GradientBasedModule(MetaModule):
         steps: int,
         *,
         order: Order,
-        on_step: Callable[[int, Params], None] | None = None,
+        on_step: Callable[[int, Params, Any], None] | None = None,
+        support_data: SupportData | None = None,
     ) -> Adapted:
-        """Run the inner loop on a batch of tasks: see `lightning_meta.functional.adapt`."""
+        """Run the inner loop on a batch of tasks: see `lightning_meta.functional.adapt`.
+
+        `support_data` takes the place of the method of that name.
+        """
+        support_data = support_data or self.support_data
         count = number_of_tasks(tasks)
-        params = learner.initial_params(count, trainable=order > 0)
+        initial = self.initial_params(learner, tasks, trainable=order > 0)
         buffers = learner.initial_buffers(count)
 
         def objective(params: Params, step: int) -> Tensor:
-            support = self.support_data(tasks, params, step)
+            support = support_data(tasks, params, step)
             with twice_differentiable(learner.network) if order == 2 else nullcontext():
-                predictions = learner.predict(params, buffers, support.inputs)
-                return self.task_losses(learner, predictions, support.targets)
+                predictions = learner.predict(self.params_at(params, step), buffers, support.inputs)
+                losses = self.task_losses(learner, predictions, support.targets)
+                return self.inner_objective(losses, params, initial)
 
         def update(grads: Params, state: Any, params: Params, *, loss: Tensor, step: int) -> tuple[Params, Any]:
             def of_one_task(grads: Params, state: Any, params: Params, loss: Tensor) -> tuple[Params, Any]:
@@ -116,37 +181,57 @@ class GradientBasedModule(MetaModule):
             new: tuple[Params, Any] = learner.over_tasks(of_one_task)(grads, state, params, loss)
             return new
 
-        state = learner.over_tasks(self.inner_optimizer.init)(params)
-        params, losses = adapt(objective, params, state, update, steps, order=order, on_step=on_step)
+        state = self.initial_state(learner, initial)
+        params, state, losses = adapt(objective, initial, state, update, steps, order=order, on_step=on_step)
         inner_losses = torch.stack(losses, 1) if losses else torch.empty(count, 0, device=tasks.support.targets.device)
-        return Adapted(params, buffers, inner_losses)
+        return Adapted(params, buffers, inner_losses, state)
+
+    # Meta-training.
+
+    def learn(self, learner: Learner, tasks: Task) -> Outcome:
+        """Adapt to the support sets; the query losses of the adapted parameters are the objective."""
+        adapted = self.adapt(learner, tasks, self.inner_steps, order=self.order)
+        return self.judged(learner, tasks, adapted)
+
+    def judged(self, learner: Learner, tasks: Task, adapted: Adapted) -> Outcome:
+        """The query losses of adapted parameters, differentiable, and what to log."""
+        query = self.query_data(tasks, adapted.params)
+        predictions = learner.predict(self.params_at(adapted.params, adapted.steps), adapted.buffers, query.inputs)
+        losses = self.task_losses(learner, predictions, query.targets)
+        metrics = self.task_metrics(predictions.detach(), query.targets)
+        metrics = {f"query_{name}": value for name, value in metrics.items()}
+        if self.logs_this_step:
+            metrics |= self.support_and_before(learner, tasks, adapted)
+        return Outcome(losses, metrics, adapted.inner_losses)
+
+    # Evaluation.
 
     def evaluate(self, learner: Learner, tasks: Task) -> Outcome:
         """Adapt without a meta-gradient, and measure before and after."""
         adapted = self.adapt(learner, tasks, self.val_inner_steps, order=0)
         with torch.no_grad():
             query = self.query_data(tasks, adapted.params)
-            predictions = self._query_predictions(learner, tasks, adapted, query, self.transductive)
+            predictions = self.query_predictions(learner, tasks, adapted, query, self.transductive)
             losses = self.task_losses(learner, predictions, query.targets)
             metrics = {f"query_{name}": value for name, value in self.task_metrics(predictions, query.targets).items()}
-        return Outcome(losses, metrics | self._support_and_before(learner, tasks, adapted), adapted.inner_losses)
+        return Outcome(losses, metrics | self.support_and_before(learner, tasks, adapted), adapted.inner_losses)
 
     @torch.no_grad()
-    def _support_and_before(self, learner: Learner, tasks: Task, adapted: Adapted) -> dict[str, Tensor]:
+    def support_and_before(self, learner: Learner, tasks: Task, adapted: Adapted) -> dict[str, Tensor]:
         """The support loss after adaptation, and every metric before it."""
-        count = number_of_tasks(tasks)
-        initial = learner.initial_params(count, trainable=False)
-        buffers = learner.initial_buffers(count)
+        initial = self.initial_params(learner, tasks, trainable=False)
+        buffers = learner.initial_buffers(number_of_tasks(tasks))
         query = self.query_data(tasks, initial)
-        start = Adapted(initial, buffers, adapted.inner_losses)
-        before = self._query_predictions(learner, tasks, start, query, transductive=self.training or self.transductive)
-        support = self.support_data(tasks, adapted.params, adapted.inner_losses.shape[1])
-        support_after = learner.predict(adapted.params, dict(adapted.buffers), support.inputs)
+        start = Adapted(initial, buffers, adapted.inner_losses[:, :0], ())
+        before = self.query_predictions(learner, tasks, start, query, transductive=self.training or self.transductive)
+        support = self.support_data(tasks, adapted.params, adapted.steps)
+        params = self.params_at(adapted.params, adapted.steps)
+        support_after = learner.predict(params, dict(adapted.buffers), support.inputs)
         values = {
             "support_loss": self.task_losses(learner, support_after, support.targets),
             "query_loss_before": self.task_losses(learner, before, query.targets),
         }
-        if adapted.inner_losses.shape[1]:
+        if adapted.steps:
             values["support_loss_before"] = adapted.inner_losses[:, 0]
         metrics = self.task_metrics(before, query.targets)
         return values | {f"query_{name}_before": value for name, value in metrics.items()}
@@ -162,36 +247,18 @@ class GradientBasedModule(MetaModule):
         adapted = self.adapt(learner, tasks, self.val_inner_steps, order=0)
         with torch.no_grad():
             query = self.query_data(tasks, adapted.params)
-            return self._query_predictions(learner, tasks, adapted, query, self.transductive)
+            return self.query_predictions(learner, tasks, adapted, query, self.transductive)
 
-    def _query_predictions(
+    def query_predictions(
         self, learner: Learner, tasks: Task, adapted: Adapted, query: Examples, transductive: bool
     ) -> Tensor:
-        buffers = dict(adapted.buffers)
+        """Predictions of adapted parameters for query sets, `(B, queries, ...)`."""
+        params, buffers = self.params_at(adapted.params, adapted.steps), dict(adapted.buffers)
         if not transductive and batch_normalized_layers(self.network):
-            support = self.support_data(tasks, adapted.params, adapted.inner_losses.shape[1])
-            network = with_stored_statistics(self.network)
-            statistics = self._support_statistics(learner, adapted, support.inputs)
-            buffers = {
-                name: (buffers | statistics)[name]
-                for name, _ in network.named_buffers()
-                if name in buffers or name in statistics
-            }
-            learner = replace(learner, network=network, transductive=False)
-        predictions: Tensor = learner.predict(adapted.params, buffers, query.inputs)
+            support = self.support_data(tasks, adapted.params, adapted.steps)
+            learner, buffers = learner.frozen_to(params, buffers, support.inputs)
+        predictions: Tensor = learner.predict(params, buffers, query.inputs)
         return predictions
-
-    def _support_statistics(self, learner: Learner, adapted: Adapted, inputs: Any) -> Params:
-        """Each task's batch-normalization statistics on its support set, under its adapted parameters."""
-
-        def of_one_task(params: Params, buffers: Params, inputs: Any) -> Params:
-            with record_statistics(learner.network) as statistics:
-                learner.call(params, buffers, inputs)
-            return statistics
-
-        buffers = {name: buffer.clone() for name, buffer in adapted.buffers.items()}
-        found: Params = learner.over_tasks(of_one_task)(adapted.params, buffers, inputs)
-        return found
 
     def adapt_to(
         self, inputs: Any, targets: Tensor, steps: int | None = None, *, transductive: bool = False
@@ -213,26 +280,13 @@ class GradientBasedModule(MetaModule):
         Raises:
             ValueError: Inputs and targets differ in length, there are none, or `steps` is negative.
         """
-        tensors: list[Tensor] = []
-        map_tensors(lambda t: tensors.append(t) or t, inputs)  # type: ignore[func-returns-value]
-        check_support_set(tensors, targets)
-        steps = self.val_inner_steps if steps is None else _check_steps("steps", steps)
-        examples = map_tensors(lambda t: t.detach().to(self.device).unsqueeze(0), Examples(inputs, targets))
-        with with_gradients(Task(examples, examples)) as task:
-            network = copy.deepcopy(self.network).eval()
-            learner = Learner(network, self.adapted_names, vectorized=False)
+        steps = self.val_inner_steps if steps is None else check_steps("steps", steps)
+
+        def adapted_params(learner: Learner, task: Task) -> tuple[Params, Params]:
             adapted = self.adapt(learner, task, steps, order=0)
-            final = adapted.buffers | adapted.params
-            if not transductive and batch_normalized_layers(network):
-                with torch.no_grad():
-                    final |= self._support_statistics(learner, adapted, task.support.inputs)
-            network = (with_batch_statistics if transductive else with_stored_statistics)(network)
-            own = dict(network.named_parameters()) | dict(network.named_buffers())
-            with torch.no_grad():
-                for name, tensor in final.items():
-                    if name in own:
-                        own[name].copy_(tensor.squeeze(0))
-        return network.requires_grad_(False)
+            return self.params_at(adapted.params, adapted.steps), adapted.buffers
+
+        return adapted_network(self.network, self.adapted_names, adapted_params, inputs, targets, transductive)
 
     def adaptation_curve(self, tasks: Task, steps: int | None = None) -> dict[str, Tensor]:
         """Query metrics after each inner step, transductively.
@@ -244,7 +298,7 @@ class GradientBasedModule(MetaModule):
         Returns:
             For `query_loss` and each metric `(B, steps + 1)` values, the first before adaptation.
         """
-        steps = self.val_inner_steps if steps is None else _check_steps("steps", steps)
+        steps = self.val_inner_steps if steps is None else check_steps("steps", steps)
 
         def run(learner: Learner, tasks: Task) -> dict[str, Tensor]:
             learner = replace(learner, network=copy.deepcopy(self.network).eval())
@@ -252,9 +306,9 @@ class GradientBasedModule(MetaModule):
             rows: list[dict[str, Tensor]] = []
 
             @torch.no_grad()
-            def measure(_: int, params: Params) -> None:
+            def measure(step: int, params: Params, _: Any) -> None:
                 query = self.query_data(tasks, params)
-                predictions = learner.predict(params, dict(buffers), query.inputs)
+                predictions = learner.predict(self.params_at(params, step), dict(buffers), query.inputs)
                 metrics = {"loss": self.task_losses(learner, predictions, query.targets)}
                 rows.append(metrics | self.task_metrics(predictions, query.targets))
 
@@ -263,10 +317,4 @@ class GradientBasedModule(MetaModule):
 
         with with_gradients(tasks) as tasks:
             parts = list(self.task_map(run, tasks))
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _check_steps(name: str, steps: int) -> int:
-    if steps < 0:
-        raise ValueError(f"{name} must be 0 or more, got {steps}.")
-    return steps
+        return map_tensors(lambda *pieces: torch.cat(pieces), *parts)

@@ -2,13 +2,17 @@
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from lightning_meta.functional.learner import Learner
+from lightning_meta.functional.inner_loop import Order
+from lightning_meta.functional.learner import Learner, Params
+from lightning_meta.functional.multi_step import multi_step_weights
+from lightning_meta.functional.normalization import batch_normalized_layers
 from lightning_meta.inner import SGD, InnerOptimizer
 from lightning_meta.modules.gradient_based import GradientBasedModule
 from lightning_meta.modules.outcome import Outcome
-from lightning_meta.task import Task
+from lightning_meta.task import Task, number_of_tasks
 
 
 class MAMLModule(GradientBasedModule):
@@ -18,8 +22,18 @@ class MAMLModule(GradientBasedModule):
         \min_\theta \frac{1}{B} \sum_b L^{query}_b(\phi_b), \qquad
         \phi_b = \theta - \alpha \nabla_\theta L^{support}_b(\theta) \text{ (and so on for more steps)}
 
-    Papers: Finn, Abbeel, Levine 2017, arXiv:1703.03400 (MAML, and FOMAML with `first_order`); Raghu et al. 2020,
-    arXiv:1909.09157 (ANIL, with `adapt_only="head"`).
+    Variants are settings of it:
+
+    - FOMAML: `first_order=True`.
+    - ANIL: `adapt_only="head"`. BOIL: `adapt_only="body"`.
+    - Meta-SGD: `inner_optimizer=MetaSGD(lr)`.
+    - MAML++: `multi_step_loss_steps`, `first_order_steps`, `per_step_norm` and `inner_optimizer=LSLR(lr)`, with a
+      cosine schedule outside.
+    - A fine-tuning baseline: `inner_steps=0`, so that nothing is meta-learned, and some `val_inner_steps`.
+
+    Papers: Finn, Abbeel, Levine 2017, arXiv:1703.03400 (MAML, FOMAML); Raghu et al. 2020, arXiv:1909.09157 (ANIL);
+    Oh et al. 2021, arXiv:2008.08882 (BOIL); Li et al. 2017, arXiv:1707.09835 (Meta-SGD); Antoniou, Edwards,
+    Storkey 2019, arXiv:1810.09502 (MAML++).
 
     Args:
         network: Called as `network(inputs)` with `(examples, ...)`.
@@ -28,6 +42,11 @@ class MAMLModule(GradientBasedModule):
         val_inner_steps: Inner steps in evaluation; `inner_steps` if `None`.
         first_order: Take inner gradients for constants (FOMAML): no second derivatives, less time and memory.
         inner_optimizer: Another inner optimizer, instead of `inner_lr`.
+        multi_step_loss_steps: For so many outer steps, descend a weighted mean of the query losses after every inner
+            step, more and more of it the last one's: see `multi_step_weights`.
+        first_order_steps: Be first-order for so many outer steps at the beginning.
+        per_step_norm: Meta-learn the scales and shifts of batch normalization for each inner step, and do not adapt
+            them. The statistics are those of the batch at hand in each step.
         kwargs: See `GradientBasedModule` and `MetaModule`: `adapt_only`, `transductive`, `loss`, `optimizer`,
             `lr_scheduler`, `gradient_clip_val`, `task_parallel`.
 
@@ -56,6 +75,9 @@ class MAMLModule(GradientBasedModule):
         val_inner_steps: int | None = None,
         first_order: bool = False,
         inner_optimizer: InnerOptimizer | None = None,
+        multi_step_loss_steps: int = 0,
+        first_order_steps: int = 0,
+        per_step_norm: bool = False,
         **kwargs: Any,
     ) -> None:
         if inner_lr is not None:
@@ -65,17 +87,73 @@ class MAMLModule(GradientBasedModule):
                     f"{inner_optimizer} is given too. Give the rate to that one, and leave out inner_lr."
                 )
             inner_optimizer = SGD(inner_lr)
+        self.per_step_norm = per_step_norm  # says which parameters are adapted
         super().__init__(network, inner_optimizer, inner_steps, val_inner_steps, **kwargs)
         self.first_order = first_order
+        for name, steps in {
+            "multi_step_loss_steps": multi_step_loss_steps,
+            "first_order_steps": first_order_steps,
+        }.items():
+            if steps < 0:
+                raise ValueError(f"{name} is a number of outer steps, 0 for none; got {steps}.")
+        if multi_step_loss_steps and not inner_steps:
+            raise ValueError("multi_step_loss_steps needs inner steps after which to measure; inner_steps is 0.")
+        self.multi_step_loss_steps = multi_step_loss_steps
+        self.first_order_steps = first_order_steps
+        self.norms_of_steps = nn.ParameterDict()
+        """`(inner_steps + 1, channels)` for each scale and shift, under its name with `/` for `.`: by inner step, and
+        for the query set."""
+        if per_step_norm:
+            own = dict(network.named_parameters())
+            for name in self._norm_names():
+                table = own[name].detach().expand(inner_steps + 1, *own[name].shape).clone()
+                self.norms_of_steps[name.replace(".", "/")] = nn.Parameter(table)
+
+    def _norm_names(self) -> set[str]:
+        """Names of the scales and shifts of batch normalization."""
+        layers = batch_normalized_layers(self.network)
+        names = {f"{name}.{part}" for name, layer in layers.items() for part, _ in layer.named_parameters()}
+        if not names:
+            raise ValueError(f"per_step_norm=True, but {type(self.network).__name__} has no batch normalization.")
+        return names
+
+    def select_adapted(self) -> tuple[str, ...]:
+        """What `adapt_only` means; without scales and shifts that belong to a step."""
+        names = super().select_adapted()
+        if not self.per_step_norm:
+            return names
+        norms = self._norm_names()
+        return tuple(name for name in names if name not in norms)
+
+    def params_at(self, params: Params, step: int) -> Params:
+        """The parameters, with the scales and shifts of this step."""
+        if not self.per_step_norm:
+            return params
+        count = len(next(iter(params.values())))
+        tables = {key.replace("/", "."): table for key, table in self.norms_of_steps.items()}
+        chosen = {name: table[min(step, len(table) - 1)] for name, table in tables.items()}
+        return params | {name: values.expand(count, *values.shape) for name, values in chosen.items()}
+
+    @property
+    def order(self) -> Order:
+        """First order for FOMAML, and as long as `first_order_steps` says."""
+        return 1 if self.first_order or self.global_step < self.first_order_steps else 2
 
     def learn(self, learner: Learner, tasks: Task) -> Outcome:
-        """Adapt to the support sets; the query losses of the adapted parameters are the objective."""
-        adapted = self.adapt(learner, tasks, self.inner_steps, order=1 if self.first_order else 2)
-        query = self.query_data(tasks, adapted.params)
-        predictions = learner.predict(adapted.params, adapted.buffers, query.inputs)
-        losses = self.task_losses(learner, predictions, query.targets)
-        metrics = self.task_metrics(predictions.detach(), query.targets)
-        metrics = {f"query_{name}": value for name, value in metrics.items()}
-        if self.logs_this_step:
-            metrics |= self._support_and_before(learner, tasks, adapted)
-        return Outcome(losses, metrics, adapted.inner_losses)
+        """Adapt; the objective is the query loss after the last inner step or, for a time, after every one."""
+        if self.global_step >= self.multi_step_loss_steps:
+            return super().learn(learner, tasks)
+        weights = multi_step_weights(self.inner_steps, self.global_step / self.multi_step_loss_steps)
+        early: list[Tensor] = []
+
+        def measure(step: int, params: Params, _: Any) -> None:
+            if 0 < step < self.inner_steps:
+                query = self.query_data(tasks, params)
+                buffers = learner.initial_buffers(number_of_tasks(tasks))
+                predictions = learner.predict(self.params_at(params, step), buffers, query.inputs)
+                early.append(self.task_losses(learner, predictions, query.targets))
+
+        adapted = self.adapt(learner, tasks, self.inner_steps, order=self.order, on_step=measure)
+        outcome = self.judged(learner, tasks, adapted)
+        weighted = torch.stack([w * losses for w, losses in zip(weights, [*early, outcome.losses], strict=True)]).sum(0)
+        return outcome._replace(losses=outcome.losses.detach() + weighted - weighted.detach())

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +17,14 @@ class Outcome(NamedTuple):
         losses: The adapted parameters' loss on each task, `(B,)`; differentiable in meta-training.
         metrics: Values to log for each task, `(B,)` each, detached.
         inner_losses: Support losses before each inner step, `(B, steps)`, detached.
+        carried: Tensors `(B, ...)` whose mean over the tasks of all devices the module keeps after the outer step: see
+            `MetaModule.carry`.
     """
 
     losses: Tensor
     metrics: dict[str, Tensor]
     inner_losses: Tensor
+    carried: Any = ()
 
 
 def joined(outcomes: list[Outcome]) -> Outcome:
@@ -30,6 +33,7 @@ def joined(outcomes: list[Outcome]) -> Outcome:
         torch.cat([outcome.losses.detach() for outcome in outcomes]),
         {name: torch.cat([outcome.metrics[name] for outcome in outcomes]) for name in outcomes[0].metrics},
         torch.cat([outcome.inner_losses for outcome in outcomes]),
+        map_tensors(lambda *parts: torch.cat(parts).detach(), *(outcome.carried for outcome in outcomes)),
     )
 
 

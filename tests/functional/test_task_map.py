@@ -61,13 +61,14 @@ def test_an_error_of_the_users_own_is_raised_as_it_is():
 def test_auto_runs_few_examples_together_on_a_cpu_and_many_one_by_one():
     net = Conv4(5)
 
-    def together(network, queries):
+    def together(network, queries, names=("head.weight",)):
         tasks = image_tasks(tasks=32, n_way=5, k_shot=1, n_query=queries)
-        return TaskMap(network, (), "auto").together(tasks)
+        return TaskMap(network, names, "auto").together(tasks)
 
     assert together(net, 1) == 16
     assert together(net, 15) == 0
     assert together(MLP(64, 5), 15) == 32
+    assert together(net, 15, names=()) == 32  # no parameters of their own
 
 
 def test_a_chunk_that_does_not_divide_the_batch():

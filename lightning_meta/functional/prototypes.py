@@ -1,0 +1,38 @@
+"""Prototypes: one point for each class, the mean of its support examples' features."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def prototypes(features: Tensor, targets: Tensor, n_way: int) -> Tensor:
+    r"""The mean of each class's features, :math:`p_c = \frac{1}{K}\sum_{y_i = c} f(x_i)`, of one task.
+
+    Paper: Snell, Swersky, Zemel 2017, arXiv:1703.05175.
+
+    Args:
+        features: `(N*K, features)`.
+        targets: Class numbers from 0, `(N*K,)`; each class has at least one example.
+        n_way: The number of classes `N`.
+
+    Returns:
+        `(N, features)`.
+    """
+    members = F.one_hot(targets, n_way).to(features.dtype)
+    return (members.T @ features) / members.sum(0).unsqueeze(1)
+
+
+def prototypical_head(prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The linear layer whose softmax is that over negative squared distances to the prototypes.
+
+    .. math:: -\|x - p_c\|^2 = 2 p_c \cdot x - \|p_c\|^2 - \|x\|^2,
+
+    and the last term is the same for all classes. Paper: Snell, Swersky, Zemel 2017, section 2.5; as the first
+    parameters of an inner loop: Triantafillou et al. 2020, arXiv:1903.03096 (Proto-MAML).
+
+    Args:
+        prototypes: `(N, features)`.
+
+    Returns:
+        Weight `(N, features)` and bias `(N,)`.
+    """
+    return 2 * prototypes, -prototypes.square().sum(-1)

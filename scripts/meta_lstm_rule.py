@@ -1,0 +1,97 @@
+"""What the learned update rule of a trained Meta-LSTM does: compared with gradient descent, and its gates drawn.
+
+    python scripts/meta_lstm_rule.py configs/meta_lstm/omniglot_5way_1shot.yaml RUN FIGURE.png --data.root DATA
+
+RUN is the folder of the training, FIGURE.png is written; options after these three go to the command line as they are.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_meta import MetaLSTMModule
+from lightning_meta.inner import SGD, LSTMOptimizer
+from lightning_meta.main import MetaCLI, main
+from lightning_meta.metrics import mean_and_ci95
+from lightning_meta.modules.outcome import joined, with_gradients
+from lightning_meta.task import Task, map_tensors
+
+RATES = (0.1, 0.2, 0.4, 0.8, 1.6)
+
+
+def accuracies(cli: MetaCLI) -> Tensor:
+    """The accuracy on each test task."""
+    found = []
+    for tasks in cli.datamodule.test_dataloader():
+        with with_gradients(tasks) as batch:
+            outcome = joined(list(cli.model.task_map(cli.model.evaluate, batch)))
+        found.append(outcome.metrics["query_accuracy"])
+    return torch.cat(found)
+
+
+def gates(module: MetaLSTMModule, tasks: Task) -> dict[str, Tensor]:
+    """The input and the forget gate after each inner step: `(B, steps, coordinates)` each."""
+
+    def run(learner, tasks):  # noqa: ANN001, ANN202
+        steps = []
+        module.adapt(
+            learner, tasks, module.val_inner_steps, order=0, on_step=lambda i, params, state: steps.append(state)
+        )
+        return {name: torch.stack([state[name] for state in steps[1:]], 1) for name in ("input_gate", "forget_gate")}
+
+    with with_gradients(tasks) as batch:
+        return map_tensors(lambda *parts: torch.cat(parts).detach(), *module.task_map(run, batch))
+
+
+def draw(module: MetaLSTMModule, found: dict[str, Tensor], path: Path) -> None:
+    """Draw the gates of each weight tensor by inner step: the median of its coordinates, and their middle 80 %."""
+    own = dict(module.network.named_parameters())
+    sizes = [own[name].numel() for name in module.adapted_names]
+    shown = [i for i, name in enumerate(module.adapted_names) if name.endswith("weight") and own[name].dim() > 1]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    titles = {"input_gate": "input gate (the rate)", "forget_gate": "forget gate (what is kept)"}
+    for ax, (gate, title) in zip(axes, titles.items(), strict=True):
+        pieces = found[gate].split(sizes, dim=2)
+        for color, i in enumerate(shown):
+            values = pieces[i].transpose(0, 1).flatten(1).double()
+            low, middle, high = torch.quantile(
+                values[:, :: max(1, values.shape[1] // 100_000)],
+                torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64),
+                dim=1,
+            )
+            steps = range(1, len(middle) + 1)
+            ax.plot(steps, middle, marker="o", color=f"C{color}", label=module.adapted_names[i])
+            ax.fill_between(steps, low, high, color=f"C{color}", alpha=0.15, linewidth=0)
+        ax.set(title=title, xlabel="inner step", xticks=list(steps))
+        ax.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def compare(config: str, run: Path, figure: Path, arguments: list[str]) -> None:
+    """Print the comparison, and write the figure."""
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(run)]
+    cli = main(["test", "--config", config, "--ckpt_path", "best", *quiet, *arguments])
+    module = cli.model.eval()
+    assert isinstance(module, MetaLSTMModule)
+    assert isinstance(module.inner_optimizer, LSTMOptimizer)
+    draw(module, gates(module, next(iter(cli.datamodule.test_dataloader()))), figure)
+    learned = accuracies(cli)
+    mean, ci95 = mean_and_ci95(learned)
+    print(f"learned rule: {100 * mean:.2f} +- {100 * ci95:.2f} % on {len(learned)} tasks")
+    for rate in RATES:
+        module.inner_optimizer = SGD(rate)
+        plain = accuracies(cli)
+        (mean, ci95), (gain, gain_ci95) = mean_and_ci95(plain), mean_and_ci95(learned - plain)
+        print(
+            f"gradient descent at {rate}: {100 * mean:.2f} +- {100 * ci95:.2f} %; "
+            f"learned rule minus this, task by task: {100 * gain:+.2f} +- {100 * gain_ci95:.2f}"
+        )
+
+
+if __name__ == "__main__":
+    compare(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

@@ -1,0 +1,117 @@
+"""ProtoNet and Proto-MAML against closed forms and each other."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_meta import MLP, Conv4, Examples, GlyphsDataModule, ProtoMAMLModule, ProtoNetModule
+from lightning_meta.functional.prototypes import prototypes, prototypical_head
+from tests.conftest import relative_error, vector_tasks
+from tests.modules.test_contracts import trainer
+
+
+def test_prototypes_are_class_means_also_with_uneven_classes():
+    features = torch.tensor([[0.0, 2.0], [4.0, 0.0], [2.0, 2.0], [1.0, 1.0]])
+    found = prototypes(features, torch.tensor([0, 1, 0, 0]), 2)
+    torch.testing.assert_close(found, torch.tensor([[1.0, 5 / 3], [4.0, 0.0]]))
+
+
+def test_the_head_classifies_like_the_distances():
+    torch.manual_seed(0)
+    points, x = torch.randn(4, 6, dtype=torch.float64), torch.randn(9, 6, dtype=torch.float64)
+    weight, bias = prototypical_head(points)
+    torch.testing.assert_close(F.linear(x, weight, bias).softmax(1), (-(torch.cdist(x, points) ** 2)).softmax(1))
+
+
+def test_the_loss_is_that_of_distances_to_class_means():
+    torch.manual_seed(0)
+    embedding, tasks = nn.Linear(6, 4).double(), vector_tasks()
+    module = ProtoNetModule(embedding)
+    loss = module.meta_loss(tasks)
+    loss.backward()
+    found = [p.grad.clone() for p in embedding.parameters()]
+    embedding.zero_grad()
+    losses = []
+    for (sx, sy), (qx, qy) in zip(zip(*tasks.support, strict=True), zip(*tasks.query, strict=True), strict=True):
+        centres = torch.stack([embedding(sx[sy == c]).mean(0) for c in range(3)])
+        losses.append(F.cross_entropy(-(torch.cdist(embedding(qx), centres) ** 2), qy))
+    expected = torch.stack(losses).mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert relative_error(found, [p.grad for p in embedding.parameters()]) < 1e-11
+
+
+def test_it_trains_on_more_classes_than_it_is_evaluated_on(tmp_path):
+    data = GlyphsDataModule(
+        n_way=6, val_n_way=3, test_n_way=4, n_query=2, meta_batch_size=2, steps_per_epoch=3, val_tasks=2, test_tasks=2,
+        train_classes=12, val_classes=6, test_classes=6,
+    )  # fmt: skip
+    module = ProtoNetModule(Conv4(n_way=6, hidden=4))
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, data)
+    (result,) = run.test(module, data, verbose=False)
+    assert 0 <= result["test/query_accuracy"] <= 1
+
+
+def test_a_class_without_an_example_is_named():
+    tasks = vector_tasks()
+    targets = tasks.support.targets.clone()
+    targets[2] = torch.tensor([0, 0, 2, 2, 2, 2])
+    with pytest.raises(ValueError, match="A task has no support example of class 1, of 3 classes"):
+        ProtoNetModule(nn.Linear(6, 4).double()).meta_loss(
+            tasks._replace(support=Examples(tasks.support.inputs, targets))
+        )
+    with pytest.raises(ValueError, match="class numbers"):
+        ProtoNetModule(nn.Linear(6, 4)).adapt_to(torch.zeros(2, 6), torch.zeros(2))
+    with pytest.raises(ValueError, match="adapt_only has no meaning"):
+        ProtoNetModule(nn.Linear(6, 4), adapt_only="0")
+
+
+def test_proto_maml_without_steps_is_protonet():
+    torch.manual_seed(0)
+    net, tasks = MLP(6, 3, hidden=[8]).double(), vector_tasks()
+    results = []
+    for module in (ProtoNetModule(net), ProtoMAMLModule(net, inner_steps=0)):
+        net.zero_grad()
+        loss = module.meta_loss(tasks)
+        loss.backward()
+        results.append((loss.item(), [p.grad.clone() for p in net.body.parameters()]))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
+    assert relative_error(results[0][1], results[1][1]) < 1e-11
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_proto_maml_is_the_unrolled_loop_from_the_prototypes(first_order):
+    torch.manual_seed(0)
+    net, tasks = MLP(6, 3, hidden=[8]).double(), vector_tasks()
+    module = ProtoMAMLModule(net, inner_lr=0.1, inner_steps=2, first_order=first_order)
+    loss = module.meta_loss(tasks)
+    loss.backward()
+    found = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    losses = []
+    for (sx, sy), (qx, qy) in zip(zip(*tasks.support, strict=True), zip(*tasks.query, strict=True), strict=True):
+        w, b = net.body[1].weight, net.body[1].bias
+        points = prototypes(F.relu(F.linear(sx, w, b)), sy, 3)
+        params = [p.view_as(p) for p in (w, b, 2 * points, -points.square().sum(1))]
+
+        def run(x, p):
+            return F.linear(F.relu(F.linear(x, p[0], p[1])), p[2], p[3])
+
+        for _ in range(2):
+            grads = torch.autograd.grad(F.cross_entropy(run(sx, params), sy), params, create_graph=not first_order)
+            params = [p - 0.1 * g for p, g in zip(params, grads, strict=True)]
+        losses.append(F.cross_entropy(run(qx, params), qy))
+    expected = torch.stack(losses).mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert relative_error(found[:2], [p.grad for p in net.body.parameters()]) < 1e-11
+    assert found[2].abs().max() == 0
+
+
+def test_proto_maml_needs_a_body_and_a_head():
+    with pytest.raises(ValueError, match=r"`body` and a linear layer `head`"):
+        ProtoMAMLModule(nn.Linear(6, 3))
+    with pytest.raises(ValueError, match="leaves it out"):
+        ProtoMAMLModule(MLP(6, 3), adapt_only="body")
