@@ -56,9 +56,13 @@ def map_tensors(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> T
     """Apply `function` to every tensor in a nesting of dicts, lists, tuples and NamedTuples.
 
     With several trees of the same form it gets one tensor of each.
+
+    Raises:
+        ValueError: Trees have different numbers of tensors.
     """
-    rest = [iter(tensors_of(other)) for other in others]
-    return cast(Tree, apply_to_collection(tree, Tensor, lambda t: function(t, *(next(tensors) for tensors in rest))))
+    together = zip(*(tensors_of(each) for each in (tree, *others)), strict=True)
+    results = iter([function(*tensors) for tensors in together])
+    return cast(Tree, apply_to_collection(tree, Tensor, lambda _: next(results)))
 
 
 def tensors_of(tree: Any) -> list[Tensor]:

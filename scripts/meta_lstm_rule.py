@@ -19,17 +19,24 @@ from lightning_meta.metrics import mean_and_ci95
 from lightning_meta.modules.outcome import joined, with_gradients
 from lightning_meta.task import Task, map_tensors
 
-RATES = (0.1, 0.2, 0.4, 0.8, 1.6)
+RATES = (0.1, 0.2, 0.3, 0.4, 0.8)
 
 
-def accuracies(cli: MetaCLI) -> Tensor:
-    """The accuracy on each test task."""
+def measured(cli: MetaCLI) -> tuple[Tensor, Tensor]:
+    """The accuracy, in percent, and the loss on each test task."""
     found = []
     for tasks in cli.datamodule.test_dataloader():
         with with_gradients(tasks) as batch:
             outcome = joined(list(cli.model.task_map(cli.model.evaluate, batch)))
-        found.append(outcome.metrics["query_accuracy"])
-    return torch.cat(found)
+        found.append((100 * outcome.metrics["query_accuracy"], outcome.losses))
+    accuracies, losses = zip(*found, strict=True)
+    return torch.cat(accuracies), torch.cat(losses)
+
+
+def interval(values: Tensor) -> str:
+    """The mean over tasks, and the half-width of its 95 % interval."""
+    mean, ci95 = mean_and_ci95(values)
+    return f"{mean:.3f} ± {ci95:.3f}"
 
 
 def gates(module: MetaLSTMModule, tasks: Task) -> dict[str, Tensor]:
@@ -80,16 +87,15 @@ def compare(config: str, run: Path, figure: Path, arguments: list[str]) -> None:
     assert isinstance(module, MetaLSTMModule)
     assert isinstance(module.inner_optimizer, LSTMOptimizer)
     draw(module, gates(module, next(iter(cli.datamodule.test_dataloader()))), figure)
-    learned = accuracies(cli)
-    mean, ci95 = mean_and_ci95(learned)
-    print(f"learned rule: {100 * mean:.2f} +- {100 * ci95:.2f} % on {len(learned)} tasks")
+    accuracy, loss = measured(cli)
+    print(f"learned rule: accuracy {interval(accuracy)} %, loss {interval(loss)}, on {len(loss)} tasks")
     for rate in RATES:
         module.inner_optimizer = SGD(rate)
-        plain = accuracies(cli)
-        (mean, ci95), (gain, gain_ci95) = mean_and_ci95(plain), mean_and_ci95(learned - plain)
+        plain_accuracy, plain_loss = measured(cli)
+        gains = f"{interval(accuracy - plain_accuracy)} %, {interval(loss - plain_loss)}"
         print(
-            f"gradient descent at {rate}: {100 * mean:.2f} +- {100 * ci95:.2f} %; "
-            f"learned rule minus this, task by task: {100 * gain:+.2f} +- {100 * gain_ci95:.2f}"
+            f"gradient descent at {rate}: accuracy {interval(plain_accuracy)} %, loss {interval(plain_loss)}; "
+            f"learned rule minus this, task by task: {gains}"
         )
 
 

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from lightning_meta.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +30,11 @@ class Result(NamedTuple):
         return f"{self.mean:.3g} ± {self.ci95:.2g}" if self.unit == "mse" else f"{self.mean:.2f} ± {self.ci95:.2f} %"
 
 
+def runs_folder() -> Path:
+    """Where runs are kept."""
+    return ROOT / "runs" / "reproduce"
+
+
 def recorded(document: str) -> dict[str, Result]:
     """The results in the table, by row."""
     found = filter(None, map(LINE.match, document.splitlines()))
@@ -35,10 +42,11 @@ def recorded(document: str) -> dict[str, Result]:
 
 
 def measure(row: str, unit: str, options: list[str]) -> Result:
-    """Train (unless the row is of no meta-training) and test."""
-    config = ["--config", str(ROOT / "configs" / f"{row}.yaml")]
-    config += ["--trainer.default_root_dir", str(ROOT / "runs" / "reproduce" / row), *options]
-    if row.startswith("finetuning/"):
+    """Train (unless the configuration says for no epoch) and test."""
+    path = ROOT / "configs" / f"{row}.yaml"
+    config = ["--config", str(path)]
+    config += ["--trainer.default_root_dir", str(runs_folder() / row), *options]
+    if yaml.safe_load(path.read_text())["trainer"]["max_epochs"] == 0:
         tested = main(["test", *config])
     else:
         main(["fit", *config])

@@ -55,11 +55,12 @@ def test_configuration(name, tmp_path, request):
     assert HALLMARKS[name.split("/")[0]](fitted.model)
     images, labels = torch.rand(10, 1, 28, 28), torch.arange(5).repeat(2)
     if "sinusoid" not in name:
-        assert fitted.model.adapt_to(images, labels)(images[:3]).shape == (3, 5)
+        assert len(fitted.model.adapt_to(images, labels)(images[:3])) == 3
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if "T_max" in (ROOT / name).read_text()])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "lr_scheduler" in (ROOT / name).read_text()])
 def test_the_schedule_ends_with_the_training(name):
     config = yaml.safe_load((ROOT / name).read_text())
     steps = config["trainer"]["max_epochs"] * config["data"]["init_args"]["steps_per_epoch"]
-    assert config["model"]["init_args"]["lr_scheduler"]["init_args"]["T_max"] == steps
+    schedule = config["model"]["init_args"]["lr_scheduler"]["init_args"]
+    assert schedule.get("T_max", schedule.get("total_iters")) == steps

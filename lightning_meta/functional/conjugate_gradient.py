@@ -12,7 +12,8 @@ def conjugate_gradient(product: Callable[[Params], Params], right: Params, steps
     r"""Solve :math:`A_b x_b = r_b` for every task `b`, with symmetric positive definite matrices.
 
     Exact after as many steps as the matrix has distinct eigenvalues, but for rounding. A task whose residual has
-    vanished, or along whose direction the matrix is not positive, keeps the solution that it has.
+    vanished, or along whose direction the matrix is not positive, keeps the solution that it has by then; the
+    right-hand side itself, if that happens at once.
     Paper: Hestenes, Stiefel 1952, doi:10.6028/jres.049.044.
 
     Args:
@@ -27,11 +28,14 @@ def conjugate_gradient(product: Callable[[Params], Params], right: Params, steps
     residual = {name: r.detach() for name, r in right.items()}
     direction = residual
     squared = inner(residual, residual)
-    for _ in range(steps):
+    active = torch.ones_like(squared, dtype=torch.bool)
+    for step in range(steps):
         image = {name: v.detach() for name, v in product(direction).items()}
         curvature = inner(direction, image)
-        length = torch.where(curvature > 0, squared / curvature, 0)
-        solution = add(solution, length, direction)
+        active = active & (curvature > 0)
+        length = torch.where(active, squared / curvature, 0)
+        refused = ~active & (step == 0)
+        solution = add(solution, torch.where(refused, 1, length), direction)
         residual = add(residual, -length, image)
         before, squared = squared, inner(residual, residual)
         direction = add(residual, torch.where(before > 0, squared / before, 0), direction)
@@ -41,7 +45,7 @@ def conjugate_gradient(product: Callable[[Params], Params], right: Params, steps
 def inner(a: Params, b: Params) -> Tensor:
     """The inner product of each task's vectors, `(B,)`, elementwise in at least float32."""
     dtype = torch.promote_types(next(iter(a.values())).dtype, torch.float32)
-    return torch.stack([(a[name].to(dtype) * b[name].to(dtype)).flatten(1).sum(1) for name in a]).sum(0)
+    return torch.stack([(a[name].to(dtype) * b[name].to(dtype)).reshape(len(a[name]), -1).sum(1) for name in a]).sum(0)
 
 
 def add(a: Params, factor: Tensor, b: Params) -> Params:

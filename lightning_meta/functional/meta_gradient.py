@@ -60,5 +60,6 @@ def task_surrogates(losses: Tensor, params: Params, gradients: Params) -> Tensor
     total = losses.detach()
     for name, p in params.items():
         dtype = torch.promote_types(p.dtype, torch.float32)
-        total = total + ((p - p.detach()).to(dtype) * gradients[name].detach().to(dtype)).flatten(1).sum(1)
+        product = (p - p.detach()).to(dtype) * gradients[name].detach().to(dtype)
+        total = total + product.reshape(len(p), -1).sum(1)
     return total

@@ -1,5 +1,6 @@
 """Prototypes: one point for each class, the mean of its support examples' features."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,10 +16,12 @@ def prototypes(features: Tensor, targets: Tensor, n_way: int) -> Tensor:
         n_way: The number of classes `N`.
 
     Returns:
-        `(N, features)`.
+        `(N, features)`, in at least float32, also under autocast.
     """
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
     members = F.one_hot(targets, n_way).to(features.dtype)
-    return (members.T @ features) / members.sum(0).unsqueeze(1)
+    with torch.autocast(features.device.type, enabled=False):
+        return (members.T @ features) / members.sum(0).unsqueeze(1)
 
 
 def prototypical_head(prototypes: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Inner learning rates that are meta-learned."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from lightning_meta.functional.learner import Params
 from lightning_meta.inner.base import InnerOptimizer, check_rate
 
 
-class LearnedRates(InnerOptimizer):
+class LearnedRates(InnerOptimizer, ABC):
     r"""Gradient descent at learned rates: the base of `MetaSGD` and `LSLR`, which differ in what shares a rate.
 
     Args:
@@ -30,19 +31,31 @@ class LearnedRates(InnerOptimizer):
         self.rates = nn.ParameterDict()
         """A tensor of rates (of their logarithms, if `positive`) for each parameter, under its name with `/` for `.`"""
 
+    @abstractmethod
     def shape(self, param: Tensor, steps: int) -> tuple[int, ...]:
         """The shape of the rates of a parameter."""
-        raise NotImplementedError
 
+    @abstractmethod
     def select(self, rates: Tensor, step: int) -> Tensor:
         """The rates of an inner step, of a shape that broadcasts against the parameter's."""
-        raise NotImplementedError
 
     def build(self, params: Params, steps: int) -> None:
-        """Make the rates."""
+        """Make the rates; those that are there already are kept.
+
+        Raises:
+            ValueError: There are rates for other parameters already.
+        """
+        shapes = {_key(name): self.shape(param, steps) for name, param in params.items()}
+        if self.rates:
+            if {key: tuple(rates.shape) for key, rates in self.rates.items()} != shapes:
+                raise ValueError(
+                    f"{type(self).__name__} has rates for other parameters, or another number of inner steps, already. "
+                    "Give each module an inner optimizer of its own."
+                )
+            return
         start = math.log(self.lr) if self.positive else self.lr
         for name, param in params.items():
-            rates = torch.full(self.shape(param, steps), start, dtype=param.dtype, device=param.device)
+            rates = torch.full(shapes[_key(name)], start, dtype=param.dtype, device=param.device)
             self.rates[_key(name)] = nn.Parameter(rates)
 
     def rate(self, name: str, step: int) -> Tensor:

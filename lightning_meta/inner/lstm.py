@@ -82,6 +82,10 @@ class LSTMOptimizer(InnerOptimizer):
         self.bias_forget = uniform(*forget_bias)
         self.bias_input = uniform(*input_bias)
 
+    def build(self, params: Params, steps: int) -> None:
+        """Take the precision and the device of the parameters."""
+        self.to(next(iter(params.values())))
+
     def init(self, params: Params) -> dict[str, Tensor]:
         """Zeros: the first LSTM's output and cell `(hidden, coordinates)`, and both gates `(coordinates,)`."""
         some = next(iter(params.values()))

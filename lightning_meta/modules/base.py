@@ -27,7 +27,7 @@ from lightning_meta.modules.checks import (
     check_trainer,
 )
 from lightning_meta.modules.outcome import Outcome, joined, with_gradients
-from lightning_meta.task import Task, map_tensors, number_of_tasks
+from lightning_meta.task import Task, map_tensors, number_of_tasks, tensors_of
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
@@ -236,16 +236,21 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
         self.manual_backward(loss)
         optimizer.step()
         if outcome is not None:
-            self.carry(map_tensors(self._mean_over_devices, outcome.carried))
+            self.carry(self._mean_over_devices(outcome.carried))
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step()
         metrics = {} if outcome is None else {name: value.mean() for name, value in outcome.metrics.items()}
         self._log("train", {self.objective: loss.detach(), **metrics}, number_of_tasks(batch))
 
-    def _mean_over_devices(self, tensor: Tensor) -> Tensor:
-        """The mean of a batch of tasks' tensors `(B, ...)` over the tasks of all devices."""
-        return cast(Tensor, self.trainer.strategy.reduce(tensor.mean(0), reduce_op="mean"))
+    def _mean_over_devices(self, carried: Any) -> Any:
+        """The mean of tensors `(B, ...)` over the tasks of all devices, which have equally many; in one message."""
+        means = [tensor.mean(0) for tensor in tensors_of(carried)]
+        if not means or self.trainer.world_size == 1:
+            return map_tensors(lambda tensor: tensor.mean(0), carried)
+        message = self.trainer.strategy.reduce(torch.cat([mean.flatten().double() for mean in means]), reduce_op="mean")
+        pieces = iter(torch.split(message, [mean.numel() for mean in means]))
+        return map_tensors(lambda tensor: next(pieces).view(tensor.shape[1:]).to(tensor.dtype), carried)
 
     def carry(self, mean: Any) -> None:
         """Keep the mean, over the tasks of all devices, of what `learn` returned as `Outcome.carried`."""

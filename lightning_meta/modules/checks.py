@@ -189,21 +189,25 @@ def check_meta_parameters(module: str, optimizer: nn.Module) -> None:
         )
 
 
-def check_support_classes(targets: Tensor) -> int:
+def check_support_classes(targets: Tensor, n_way: int | None = None) -> int:
     """Refuse tasks with a class that has no support example, and count the classes.
 
     Args:
         targets: Those of the support sets, `(B, examples)`.
+        n_way: How many classes there are to be; as many as the largest target says if `None`.
 
     Returns:
         The number of classes, `N`.
 
     Raises:
-        ValueError: In some task a class from 0 to the largest has no example, or targets are no class numbers.
+        ValueError: In some task a class has no example, or targets are not the numbers of classes.
     """
     if targets.is_floating_point() or targets.min() < 0:
         raise ValueError(f"Prototypes need class numbers from 0 for targets, got {targets.dtype} from {targets.min()}.")
-    n_way = int(targets.max()) + 1
+    largest = int(targets.max())
+    n_way = largest + 1 if n_way is None else n_way
+    if largest >= n_way:
+        raise ValueError(f"A support set has class {largest}, but there are {n_way} classes, numbered from 0.")
     missing = (F.one_hot(targets, n_way).sum(1) == 0).nonzero()
     if len(missing):
         raise ValueError(

@@ -20,8 +20,6 @@ from lightning_meta.modules.deployment import adapted_network
 from lightning_meta.modules.outcome import Outcome, with_gradients
 from lightning_meta.task import Examples, Task, map_tensors, number_of_tasks
 
-SupportData = Callable[[Task, Params, int], Examples]
-
 
 class Adapted(NamedTuple):
     """What the inner loop leaves of a batch of tasks.
@@ -66,6 +64,9 @@ class GradientBasedModule(MetaModule):
         ValueError: A number of steps is negative, or `inner_optimizer_lr` is, or there is nothing to learn at it.
         TypeError: `inner_optimizer` is not an `InnerOptimizer`.
     """
+
+    without_query_batch = "support set"
+    """Whose statistics batch normalization uses in an evaluation that is not transductive."""
 
     def __init__(
         self,
@@ -130,6 +131,10 @@ class GradientBasedModule(MetaModule):
         """The order of the meta-gradient in meta-training: 2, or 1 with inner gradients taken for constants."""
         return 2
 
+    def inner_batch(self, support: Examples, step: int) -> Examples:
+        """What of the support sets `(B, examples, ...)` an inner step sees: all of it."""
+        return support
+
     def initial_params(self, learner: Learner, tasks: Task, *, trainable: bool) -> Params:
         """Each task's parameters before the first step; differentiable in the network's own if `trainable`."""
         return learner.initial_params(number_of_tasks(tasks), trainable=trainable)
@@ -154,19 +159,19 @@ class GradientBasedModule(MetaModule):
         *,
         order: Order,
         on_step: Callable[[int, Params, Any], None] | None = None,
-        support_data: SupportData | None = None,
+        inner_batch: Callable[[Examples, int], Examples] | None = None,
     ) -> Adapted:
         """Run the inner loop on a batch of tasks: see `lightning_meta.functional.adapt`.
 
-        `support_data` takes the place of the method of that name.
+        `inner_batch` takes the place of the method of that name.
         """
-        support_data = support_data or self.support_data
+        inner_batch = inner_batch or self.inner_batch
         count = number_of_tasks(tasks)
         initial = self.initial_params(learner, tasks, trainable=order > 0)
         buffers = learner.initial_buffers(count)
 
         def objective(params: Params, step: int) -> Tensor:
-            support = support_data(tasks, params, step)
+            support = inner_batch(self.support_data(tasks, params, step), step)
             with twice_differentiable(learner.network) if order == 2 else nullcontext():
                 predictions = learner.predict(self.params_at(params, step), buffers, support.inputs)
                 losses = self.task_losses(learner, predictions, support.targets)
@@ -239,7 +244,7 @@ class GradientBasedModule(MetaModule):
     def on_test_start(self) -> None:
         """Say which statistics batch normalization uses."""
         if batch_normalized_layers(self.network):
-            source = "query batch (transductive)" if self.transductive else "support set"
+            source = "query batch (transductive)" if self.transductive else self.without_query_batch
             rank_zero_info(f"In this evaluation, batch normalization uses the statistics of the {source}.")
 
     def predict(self, learner: Learner, tasks: Task) -> Tensor:

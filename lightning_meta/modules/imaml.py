@@ -96,7 +96,7 @@ class IMAMLModule(GradientBasedModule):
         solution = conjugate_gradient(product, right, self.cg_steps)
         initial = self.initial_params(learner, tasks, trainable=True)
         losses = task_surrogates(outcome.losses, initial, solution)
-        if len(adapted.params) < sum(p.requires_grad for p in self.network.parameters()):
+        if len(adapted.params) < sum(p.requires_grad for p in self.parameters()):
             # What is shared by all tasks acts on the query loss, and on where the inner problem has its solution.
             shared = outcome.losses - inner(support_gradient, solution) / self.regularization
             losses = losses + shared - shared.detach()

@@ -35,6 +35,8 @@ class MAMLModule(GradientBasedModule):
     Oh et al. 2021, arXiv:2008.08882 (BOIL); Li et al. 2017, arXiv:1707.09835 (Meta-SGD); Antoniou, Edwards,
     Storkey 2019, arXiv:1810.09502 (MAML++).
 
+    Outer steps are counted by the Trainer; without one, it is always the first.
+
     Args:
         network: Called as `network(inputs)` with `(examples, ...)`.
         inner_lr: The rate α of the default inner optimizer, plain gradient descent; 0.01 if `None`.
@@ -45,8 +47,9 @@ class MAMLModule(GradientBasedModule):
         multi_step_loss_steps: For so many outer steps, descend a weighted mean of the query losses after every inner
             step, more and more of it the last one's: see `multi_step_weights`.
         first_order_steps: Be first-order for so many outer steps at the beginning.
-        per_step_norm: Meta-learn the scales and shifts of batch normalization for each inner step, and do not adapt
-            them. The statistics are those of the batch at hand in each step.
+        per_step_norm: Meta-learn the scales and shifts of batch normalization for each inner step and for the query
+            set, and do not adapt them. The statistics are those of the batch at hand in each step. Evaluation has as
+            many inner steps as meta-training.
         kwargs: See `GradientBasedModule` and `MetaModule`: `adapt_only`, `transductive`, `loss`, `optimizer`,
             `lr_scheduler`, `gradient_clip_val`, `task_parallel`.
 
@@ -100,6 +103,11 @@ class MAMLModule(GradientBasedModule):
             raise ValueError("multi_step_loss_steps needs inner steps after which to measure; inner_steps is 0.")
         self.multi_step_loss_steps = multi_step_loss_steps
         self.first_order_steps = first_order_steps
+        if per_step_norm and self.val_inner_steps != inner_steps:
+            raise ValueError(
+                f"per_step_norm=True has scales and shifts for inner_steps={inner_steps}, so val_inner_steps cannot be "
+                f"{val_inner_steps}. Leave it out."
+            )
         self.norms_of_steps = nn.ParameterDict()
         """`(inner_steps + 1, channels)` for each scale and shift, under its name with `/` for `.`: by inner step, and
         for the query set."""
@@ -114,7 +122,10 @@ class MAMLModule(GradientBasedModule):
         layers = batch_normalized_layers(self.network)
         names = {f"{name}.{part}" for name, layer in layers.items() for part, _ in layer.named_parameters()}
         if not names:
-            raise ValueError(f"per_step_norm=True, but {type(self.network).__name__} has no batch normalization.")
+            raise ValueError(
+                f"per_step_norm=True, but {type(self.network).__name__} has no batch normalization with scales and "
+                "shifts."
+            )
         return names
 
     def select_adapted(self) -> tuple[str, ...]:
@@ -123,7 +134,10 @@ class MAMLModule(GradientBasedModule):
         if not self.per_step_norm:
             return names
         norms = self._norm_names()
-        return tuple(name for name in names if name not in norms)
+        adapted = tuple(name for name in names if name not in norms)
+        if not adapted:
+            raise ValueError(f"per_step_norm=True leaves nothing of adapt_only={self.adapt_only!r} to adapt.")
+        return adapted
 
     def params_at(self, params: Params, step: int) -> Params:
         """The parameters, with the scales and shifts of this step."""

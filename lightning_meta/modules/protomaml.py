@@ -7,6 +7,7 @@ from torch import nn
 
 from lightning_meta.functional.learner import Learner, Params, strip
 from lightning_meta.functional.prototypes import prototypes, prototypical_head
+from lightning_meta.modules.checks import check_support_classes
 from lightning_meta.modules.maml import MAMLModule
 from lightning_meta.task import Task, number_of_tasks
 
@@ -24,7 +25,8 @@ class ProtoMAMLModule(MAMLModule):
         kwargs: See `MAMLModule`.
 
     Raises:
-        ValueError: The network has no such parts, or `adapt_only` leaves out the head.
+        ValueError: The network has no such parts, or `adapt_only` leaves out the head; in use, a class has no support
+            example.
 
     Example:
         >>> from lightning_meta import MLP, Examples, Task
@@ -52,6 +54,7 @@ class ProtoMAMLModule(MAMLModule):
         params = super().initial_params(learner, tasks, trainable=trainable)
         with torch.set_grad_enabled(trainable):
             support = self.support_data(tasks, params, 0)
+            check_support_classes(support.targets, self.n_way)
             body = learner.part("body")
             at_start = self.params_at(params, 0)
             own = {short: at_start[name] for short, name in strip(at_start, "body").items()}
@@ -61,6 +64,7 @@ class ProtoMAMLModule(MAMLModule):
                 return prototypical_head(prototypes(features, targets, self.n_way))
 
             weight, bias = learner.over_tasks(head)(features, support.targets)
+            weight, bias = weight.to(params["head.weight"]), bias.to(params["head.bias"])
         if not trainable:
             weight, bias = weight.requires_grad_(), bias.requires_grad_()
         return params | {"head.weight": weight, "head.bias": bias}

@@ -50,7 +50,6 @@ class ProtoNetModule(MetaModule):
             raise ValueError("ProtoNetModule has no inner loop, so adapt_only has no meaning. Leave it out.")
         super().__init__(network, **kwargs)
         self.transductive = transductive
-        self._n_way: dict[tuple[Any, int], int] = {}
 
     def select_adapted(self) -> tuple[str, ...]:
         """None: all tasks share all parameters."""
@@ -97,18 +96,10 @@ class ProtoNetModule(MetaModule):
             learner, buffers = learner.frozen_to({}, buffers, support.inputs)
             of_support = learner.predict({}, buffers, support.inputs)
             of_query = learner.predict({}, buffers, query.inputs)
-        n_way = self._number_of_classes(support.targets)
+        n_way = check_support_classes(support.targets)
         centers = learner.over_tasks(partial(prototypes, n_way=n_way))(of_support, support.targets)
         distances: Tensor = (of_query.unsqueeze(2) - centers.unsqueeze(1)).square().sum(-1)
         return -distances
-
-    def _number_of_classes(self, targets: Tensor) -> int:
-        """`N`; on an accelerator the data is looked at once for every shape."""
-        stage = None if self._trainer is None else self._trainer.state.stage
-        case = (stage, targets.shape[1])
-        if case not in self._n_way or targets.device.type == "cpu":
-            self._n_way[case] = check_support_classes(targets)
-        return self._n_way[case]
 
     def adapt_to(self, inputs: Any, targets: Tensor, *, transductive: bool = False) -> nn.Module:
         """Make prototypes of one labelled support set and return a network to predict with.

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_meta.functional.learner import Learner, Params
@@ -16,7 +17,7 @@ from lightning_meta.modules.checks import check_meta_parameters
 from lightning_meta.modules.gradient_based import Adapted, GradientBasedModule
 from lightning_meta.modules.outcome import Outcome
 from lightning_meta.randomness import uniforms
-from lightning_meta.task import Examples, Task, map_tensors
+from lightning_meta.task import Examples, Task, map_tensors, tensors_of
 
 
 class ReptileModule(GradientBasedModule):
@@ -29,7 +30,8 @@ class ReptileModule(GradientBasedModule):
     interpolation above. A schedule anneals it: `LinearLR` from 1 to 0 as published.
 
     Training tasks may have more support examples than those evaluated: set the data module's `k_shot` and
-    `val_k_shot`. Training does not use query sets.
+    `val_k_shot`. Training does not use query sets. What `adapt_only` leaves out stays as it is initialized. `adapt_to`
+    freezes batch normalization to the support set, whichever way evaluation has it.
 
     Paper: Nichol, Achiam, Schulman 2018, arXiv:1803.02999 (batched version, algorithm 2).
 
@@ -39,10 +41,11 @@ class ReptileModule(GradientBasedModule):
         inner_steps: Inner steps in meta-training.
         val_inner_steps: Inner steps in evaluation; `inner_steps` if `None`.
         inner_batch_size: Support examples in an inner step of meta-training, drawn without replacement until all have
-            had their turn; the whole support set if `None`.
+            had their turn, anew in each of the Trainer's outer steps; the whole support set if `None`.
         val_inner_batch_size: The same in evaluation.
         carry_inner_state: Start every task from one state of the inner optimizer, and keep the mean of the states that
-            tasks end in, over all tasks and devices (as published). Otherwise each task starts with a fresh state.
+            tasks end in, over all tasks and devices. (The published code carries one state on from task to task, which
+            run one after another there.) Otherwise each task starts with a fresh state.
         transductive: Whether batch normalization in evaluation uses the statistics of the query batch. Otherwise each
             query example joins the support set by itself, and the statistics are those of both (as published).
         optimizer: Makes the outer optimizer.
@@ -63,6 +66,7 @@ class ReptileModule(GradientBasedModule):
     """
 
     objective = "support_loss"
+    without_query_batch = "support set with one query example"
 
     def __init__(
         self,
@@ -94,10 +98,10 @@ class ReptileModule(GradientBasedModule):
 
     def learn(self, learner: Learner, tasks: Task) -> Outcome:
         """Adapt to the support sets; how far that leads from the initial parameters is the meta-gradient."""
-        batches = partial(self._mini_batch, size=self.inner_batch_size, draw=self.global_step)
-        adapted = self.adapt(learner, tasks, self.inner_steps, order=0, support_data=batches)
+        batches = partial(_mini_batch, size=self.inner_batch_size, draw=self.global_step)
+        adapted = self.adapt(learner, tasks, self.inner_steps, order=0, inner_batch=batches)
         with torch.no_grad():
-            support = tasks.support
+            support = self.support_data(tasks, adapted.params, adapted.steps)
             predictions = learner.predict(adapted.params, dict(adapted.buffers), support.inputs)
             losses = self.task_losses(learner, predictions, support.targets)
             metrics = {f"support_{name}": v for name, v in self.task_metrics(predictions, support.targets).items()}
@@ -106,28 +110,9 @@ class ReptileModule(GradientBasedModule):
         carried = map_tensors(torch.detach, adapted.state) if self.carry_inner_state else ()
         return Outcome(task_surrogates(losses, initial, ways), metrics, adapted.inner_losses, carried)
 
-    # Mini-batches.
-
-    def support_data(self, tasks: Task, params: Params, step: int) -> Examples:
-        """The mini-batch of an inner step in evaluation; the whole support set after the last one."""
-        return self._mini_batch(tasks, params, step, size=self.val_inner_batch_size, draw=0)
-
-    def _mini_batch(self, tasks: Task, params: Params, step: int, *, size: int | None, draw: int) -> Examples:
-        """Mini-batch number `step` of the support sets.
-
-        Support examples are put in a random order again and again, and cut into mini-batches; `draw` says which order.
-        It is the same for all tasks of a meta-batch: as the examples at the same place of two tasks have nothing in
-        common, that makes no difference, and it is the same on any number of devices.
-        """
-        count = tasks.support.targets.shape[1]
-        if size is None or size >= count:
-            return tasks.support
-        places = np.arange(step * size, (step + 1) * size)
-        passes = np.unique(places // count)
-        orders = np.argsort(uniforms(draw, "mini_batches", passes.tolist(), count), axis=1)
-        chosen = torch.from_numpy(np.concatenate(list(orders))[places - passes[0] * count])
-        chosen = chosen.to(tasks.support.targets.device)
-        return map_tensors(lambda t: t.index_select(1, chosen), tasks.support)
+    def inner_batch(self, support: Examples, step: int) -> Examples:
+        """The mini-batch of an inner step in evaluation."""
+        return _mini_batch(support, step, size=self.val_inner_batch_size, draw=0)
 
     # The inner optimizer's state.
 
@@ -152,8 +137,15 @@ class ReptileModule(GradientBasedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the carried state."""
         super().on_load_checkpoint(checkpoint)
-        if self.carry_inner_state:
-            self.carried_state = checkpoint.get("inner_state")
+        if not self.carry_inner_state:
+            return
+        own = dict(self.network.named_parameters())
+        fresh = self.inner_optimizer.init({name: own[name].detach() for name in self.adapted_names})
+        saved = checkpoint.get("inner_state")
+        if saved is not None and [t.shape for t in tensors_of(saved)] != [t.shape for t in tensors_of(fresh)]:
+            rank_zero_warn("The checkpoint's inner state is that of another inner optimizer; a fresh one is used.")
+            saved = None
+        self.carried_state = saved
 
     # Evaluation.
 
@@ -163,11 +155,27 @@ class ReptileModule(GradientBasedModule):
         """Predictions for query sets; if not transductive, of each example in one batch with the support set."""
         if transductive or not batch_normalized_layers(self.network):
             return super().query_predictions(learner, tasks, adapted, query, transductive=True)
+        support = self.support_data(tasks, adapted.params, adapted.steps)
         predictions = []
         for i in range(query.targets.shape[1]):
-            joined = map_tensors(
-                lambda s, q, i=i: torch.cat([s, q[:, i : i + 1]], 1), tasks.support.inputs, query.inputs
-            )
+            joined = map_tensors(lambda s, q, i=i: torch.cat([s, q[:, i : i + 1]], 1), support.inputs, query.inputs)
             of_all = learner.predict(adapted.params, dict(adapted.buffers), joined)
             predictions.append(map_tensors(lambda t: t[:, -1:], of_all))
         return cast(Tensor, map_tensors(lambda *parts: torch.cat(parts, 1), *predictions))
+
+
+def _mini_batch(support: Examples, step: int, *, size: int | None, draw: int) -> Examples:
+    """Mini-batch number `step` of support sets `(B, examples, ...)`.
+
+    The examples are put in a random order again and again, and cut into mini-batches; `draw` says in which orders. They
+    are the same for all tasks of a meta-batch, and so on any number of devices: tasks have other classes and drawings
+    at the same places, but a class that a mini-batch has little of is the same class number in all of them.
+    """
+    count = support.targets.shape[1]
+    if size is None or size >= count:
+        return support
+    places = np.arange(step * size, (step + 1) * size)
+    passes = np.unique(places // count)
+    orders = np.argsort(uniforms(draw, "mini_batches", passes.tolist(), count), axis=1)
+    chosen = torch.from_numpy(np.concatenate(list(orders))[places - passes[0] * count]).to(support.targets.device)
+    return map_tensors(lambda t: t.index_select(1, chosen), support)

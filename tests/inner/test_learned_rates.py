@@ -85,3 +85,14 @@ def test_the_outer_rate_of_what_the_inner_optimizer_learns():
     assert len(MAMLModule(net(), inner_optimizer=LSLR(0.1)).configure_optimizers().param_groups) == 1
     with pytest.raises(ValueError, match=r"inner_optimizer_lr=0.5 .* SGD\(lr=0.01\) learns; if that is nothing"):
         MAMLModule(net(), inner_optimizer_lr=0.5)
+
+
+def test_learned_rates_are_not_lost_to_another_module():
+    rates = MetaSGD(0.1)
+    MAMLModule(net(), inner_optimizer=rates)
+    with torch.no_grad():
+        rates.rates["2/bias"].fill_(0.7)
+    MAMLModule(net(), inner_optimizer=rates)
+    assert rates.rate("2.bias", 0).min().item() == pytest.approx(0.7)
+    with pytest.raises(ValueError, match="inner optimizer of its own"):
+        MAMLModule(nn.Linear(6, 3), inner_optimizer=rates)

@@ -144,6 +144,12 @@ def test_second_order_reaches_further():
     assert relative_error(gradients[False], gradients[True]) > 0.01
 
 
+def test_it_takes_the_precision_of_the_network():
+    module = MetaLSTMModule(nn.Linear(6, 3).double(), inner_steps=2)
+    module.meta_loss(vector_tasks()).backward()
+    assert module.inner_optimizer.weight_x.grad.dtype == torch.float64
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="hidden"):
         LSTMOptimizer(0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import Conv4, Examples, IMAMLModule, Task
+from lightning_meta import Conv4, Examples, IMAMLModule, ReptileModule, Task
 from lightning_meta.functional.conjugate_gradient import conjugate_gradient
 from lightning_meta.inner import SGD, LSTMOptimizer
 from tests.conftest import image_tasks, relative_error, vector_tasks
@@ -120,3 +120,45 @@ def test_what_it_cannot_do_is_refused():
         IMAMLModule(nn.Linear(2, 2), regularization=0.0)
     with pytest.raises(ValueError, match="cg_steps"):
         IMAMLModule(nn.Linear(2, 2), cg_steps=0)
+
+
+def test_conjugate_gradient_stops_where_a_matrix_is_not_positive():
+    """The residual never grows, and a task that is refused at once has the right-hand side for its solution."""
+    rotation, _ = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    eigenvalues = torch.tensor([[5.0, 3, 2, 1, 0.5, -0.3], [-1.0] * 6], dtype=torch.float64)
+    matrices = rotation @ torch.diag_embed(eigenvalues) @ rotation.T
+    right = torch.randn(2, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def product(v):
+        return {"x": torch.einsum("bij,bj->bi", matrices, v["x"])}
+
+    found = [conjugate_gradient(product, {"x": right}, steps)["x"] for steps in range(1, 12)]
+    assert all(torch.equal(x[1], right[1]) for x in found)
+    stopped = next(i for i in range(10) if torch.equal(found[i][0], found[i + 1][0]))
+    assert all(torch.equal(found[stopped][0], x[0]) for x in found[stopped:])
+
+
+class Tempered(nn.Module):
+    """A linear layer and a scalar parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        return self.scale * self.linear(x)
+
+
+@pytest.mark.parametrize("kind", [IMAMLModule, ReptileModule])
+def test_scalar_parameters(kind):
+    torch.manual_seed(0)
+    gradients = []
+    for way in ("loop", "vmap"):
+        net = Tempered().double()
+        net.load_state_dict(gradients[0][0] if gradients else net.state_dict())
+        module = kind(net, SGD(0.1), inner_steps=3, task_parallel=way)
+        module.meta_loss(vector_tasks()).backward()
+        gradients.append((net.state_dict(), [p.grad for p in net.parameters()]))
+    assert gradients[0][1][0].abs() > 0
+    assert relative_error(gradients[1][1], gradients[0][1]) < 1e-11

@@ -108,7 +108,7 @@ def test_norms_of_each_step_are_those_of_a_loop_by_hand():
 def test_all_of_it_together_trains_and_is_deployed(tmp_path):
     batch = image_tasks()
     module = MAMLModule(
-        network("batch"), inner_optimizer=LSLR(0.1), inner_steps=3, val_inner_steps=5, multi_step_loss_steps=4,
+        network("batch"), inner_optimizer=LSLR(0.1), inner_steps=3, multi_step_loss_steps=4,
         first_order_steps=2, per_step_norm=True,
     )  # fmt: skip
     run = trainer(tmp_path, max_epochs=1, precision="64-true")
@@ -117,12 +117,16 @@ def test_all_of_it_together_trains_and_is_deployed(tmp_path):
     adapted = module.adapt_to(batch.support.inputs[2], batch.support.targets[2], transductive=True)
     torch.testing.assert_close(adapted(batch.query.inputs[2]), predictions[2])
     curve = module.adaptation_curve(batch)
-    assert curve["query_accuracy"].shape == (4, 6)
+    assert curve["query_accuracy"].shape == (4, 4)
 
 
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="has no batch normalization"):
         MAMLModule(net(), per_step_norm=True)
+    with pytest.raises(ValueError, match="leaves nothing of adapt_only"):
+        MAMLModule(network("batch"), per_step_norm=True, adapt_only=["body.1", "body.4"])
+    with pytest.raises(ValueError, match="val_inner_steps cannot be 5"):
+        MAMLModule(network("batch"), per_step_norm=True, inner_steps=2, val_inner_steps=5)
     with pytest.raises(ValueError, match="inner_steps is 0"):
         MAMLModule(net(), inner_steps=0, multi_step_loss_steps=5)
     with pytest.raises(ValueError, match="first_order_steps is a number of outer steps"):

@@ -1,5 +1,7 @@
 """ProtoNet and Proto-MAML against closed forms and each other."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -115,3 +117,26 @@ def test_proto_maml_needs_a_body_and_a_head():
         ProtoMAMLModule(nn.Linear(6, 3))
     with pytest.raises(ValueError, match="leaves it out"):
         ProtoMAMLModule(MLP(6, 3), adapt_only="body")
+
+
+def test_proto_maml_names_a_missing_class():
+    module, tasks = ProtoMAMLModule(MLP(6, 4)), vector_tasks(dtype=torch.float32)
+    with pytest.raises(ValueError, match="no support example of class 3, of 4 classes"):
+        module.meta_loss(tasks)
+    with pytest.raises(ValueError, match="has class 2, but there are 2 classes"):
+        ProtoMAMLModule(MLP(6, 2)).adapt_to(tasks.support.inputs[0], tasks.support.targets[0])
+
+
+@pytest.mark.parametrize("kind", [ProtoNetModule, ProtoMAMLModule])
+@pytest.mark.parametrize("way", ["loop", "vmap"])
+def test_prototypes_are_made_in_full_precision_under_autocast(kind, way):
+    torch.manual_seed(0)
+    net, tasks = MLP(6, 3, hidden=[64]), vector_tasks(dtype=torch.float32)
+    module = kind(net, task_parallel=way)
+    exact = module.meta_loss(tasks)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = module.meta_loss(tasks)
+        if kind is ProtoMAMLModule:
+            run = partial(module.initial_params, trainable=True)
+            assert all(p["head.weight"].dtype == torch.float32 for p in module.task_map(run, tasks))
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.02)

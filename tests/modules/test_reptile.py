@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from lightning_meta import Examples, MAMLModule, ReptileModule, Task
 from lightning_meta.inner import SGD, Adam, MetaSGD
+from lightning_meta.modules.reptile import _mini_batch
 from tests.conftest import image_tasks, relative_error, vector_tasks
 from tests.modules.test_contracts import FixedDataModule, trainer
 from tests.networks import network
@@ -98,7 +99,7 @@ def test_mini_batches_are_drawn_without_replacement():
     numbered = tasks._replace(support=Examples(torch.arange(6.0).expand(4, 6), tasks.support.targets))
 
     def drawn(size, draw, steps):
-        parts = [module._mini_batch(numbered, {}, step, size=size, draw=draw).inputs for step in range(steps)]
+        parts = [_mini_batch(numbered.support, step, size=size, draw=draw).inputs for step in range(steps)]
         return torch.cat(parts, 1)
 
     order = drawn(4, 0, 6)  # four passes of six
@@ -109,8 +110,8 @@ def test_mini_batches_are_drawn_without_replacement():
     assert order[0, :6].tolist() != order[0, 6:12].tolist()
     assert not torch.equal(order, drawn(4, 1, 6))
     assert torch.equal(order[:, :12], drawn(3, 0, 4))
-    assert torch.equal(module.support_data(numbered, {}, 1).inputs, drawn(3, 0, 2)[:, 3:])
-    both = module._mini_batch(tasks, {}, 0, size=4, draw=0)
+    assert torch.equal(module.inner_batch(numbered.support, 1).inputs, drawn(3, 0, 2)[:, 3:])
+    both = _mini_batch(tasks.support, 0, size=4, draw=0)
     assert torch.equal(both.targets[0], tasks.support.targets[0][order[0, :4].long()])
 
 
@@ -120,7 +121,7 @@ def test_the_adaptation_with_mini_batches_is_that_of_a_loop():
     module.meta_loss(tasks).backward()
     ends = []
     for i in range(4):
-        batches = [module._mini_batch(tasks, {}, step, size=4, draw=0) for step in range(4)]
+        batches = [_mini_batch(tasks.support, step, size=4, draw=0) for step in range(4)]
         batches = [(b.inputs[i], b.targets[i]) for b in batches]
         ends.append(adapted_by_hand(net, OPTIMIZERS["sgd"][1], batches)[0])
     expected = [
@@ -169,3 +170,25 @@ def test_any_outer_optimizer(tmp_path):
     moved = torch.cat([(p - b).flatten() for p, b in zip(module.parameters(), before, strict=True)])
     assert moved.abs().max().item() == pytest.approx(0.01, rel=1e-4)
     assert "train/support_loss" in run.callback_metrics
+
+
+def test_the_carried_state_of_another_inner_optimizer_is_not_used(tmp_path):
+    net, data = network("mlp"), FixedDataModule(image_tasks(), steps_per_epoch=1)
+    run = trainer(tmp_path, max_epochs=1, precision="64-true")
+    run.fit(ReptileModule(net, carry_inner_state=True), data)
+    run.save_checkpoint(tmp_path / "adam.ckpt")
+    other = ReptileModule(net, SGD(0.1, momentum=0.9), carry_inner_state=True)
+    with pytest.warns(UserWarning, match="inner state is that of another inner optimizer"):
+        trainer(tmp_path, precision="64-true").test(other, data, ckpt_path=tmp_path / "adam.ckpt", verbose=False)
+    assert other.carried_state is None
+
+
+def test_the_support_hook_is_where_training_data_comes_from():
+    class Doubled(ReptileModule):
+        def support_data(self, tasks, params, step):
+            return tasks.support._replace(inputs=2 * tasks.support.inputs)
+
+    net, tasks = network("mlp"), image_tasks()
+    doubled = Task(tasks.support._replace(inputs=2 * tasks.support.inputs), tasks.query)
+    settings = {"inner_optimizer": SGD(0.1), "inner_batch_size": 4}
+    assert Doubled(net, **settings).meta_loss(tasks).item() == ReptileModule(net, **settings).meta_loss(doubled).item()

@@ -1,0 +1,69 @@
+"""The scripts beside the package."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from lightning_meta.main import main
+from tests.test_main import QUIET
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--data.steps_per_epoch", "2", "--data.val_tasks", "2", "--data.test_tasks", "2", "--trainer.max_epochs", "1"]
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_row_of_the_results_has_a_configuration_and_a_command():
+    document = (ROOT / "docs" / "results.md").read_text()
+    rows = script("reproduce").recorded(document)
+    assert len(rows) == len(re.findall(r"^\| `", document, re.MULTILINE))  # no line that the script cannot read
+    for row in rows:
+        assert (ROOT / "configs" / f"{row}.yaml").is_file()
+    algorithms = {path.name for path in (ROOT / "configs").iterdir()}
+    assert {row.split("/")[0] for row in rows} == algorithms
+
+
+def test_a_row_is_run_again_and_compared(tmp_path, monkeypatch, capsys):
+    reproduce = script("reproduce")
+    monkeypatch.setattr(reproduce, "runs_folder", lambda: tmp_path)
+    assert reproduce.reproduce(["meta_sgd/sinusoid_5shot", *SMALL, *QUIET]) == 1  # two steps teach nothing
+    printed = capsys.readouterr().out
+    assert re.search(r"meta_sgd/sinusoid_5shot: measured .*, recorded .*: NOT within the interval", printed)
+    assert (tmp_path / "meta_sgd" / "sinusoid_5shot" / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_results_that_agree_give_success(monkeypatch):
+    reproduce = script("reproduce")
+    old = reproduce.recorded((ROOT / "docs" / "results.md").read_text())["maml/sinusoid_5shot"]
+    monkeypatch.setattr(reproduce, "measure", lambda row, unit, options: old._replace(mean=old.mean + old.ci95))
+    assert reproduce.reproduce(["maml/sinusoid_5shot"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Which row"),
+        (["maml/nothing"], "There is no row 'maml/nothing'"),
+        (["maml/omniglot_5way_1shot"], r"need --data\.root"),
+    ],
+)
+def test_what_is_missing_is_said(arguments, message, capsys):
+    assert script("reproduce").reproduce(arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_learned_rule_is_compared_and_drawn(tmp_path, capsys):
+    config = str(ROOT / "configs" / "meta_lstm" / "glyphs_5way_1shot.yaml")
+    main(["fit", "--config", config, "--trainer.default_root_dir", str(tmp_path), *SMALL, *QUIET])
+    figure = tmp_path / "gates.png"
+    script("meta_lstm_rule").compare(config, tmp_path, figure, [*SMALL[:-2], "--trainer.accelerator", "cpu"])
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^gradient descent at .* minus this, task by task", printed, re.MULTILINE)) == 5
+    assert figure.stat().st_size > 10_000
