@@ -117,10 +117,10 @@ class MAMLModule(GradientBasedModule):
                 table = own[name].detach().expand(inner_steps + 1, *own[name].shape).clone()
                 self.norms_of_steps[name.replace(".", "/")] = nn.Parameter(table)
 
-    def _norm_names(self) -> set[str]:
-        """Names of the scales and shifts of batch normalization."""
+    def _norm_names(self) -> list[str]:
+        """Names of the scales and shifts of batch normalization, in the order of the network."""
         layers = batch_normalized_layers(self.network)
-        names = {f"{name}.{part}" for name, layer in layers.items() for part, _ in layer.named_parameters()}
+        names = [f"{name}.{part}" for name, layer in layers.items() for part, _ in layer.named_parameters()]
         if not names:
             raise ValueError(
                 f"per_step_norm=True, but {type(self.network).__name__} has no batch normalization with scales and "
