@@ -2,7 +2,7 @@
 
 from lightning_meta.__about__ import __version__
 from lightning_meta.datamodules import EpisodicDataModule, GlyphsDataModule, OmniglotDataModule, SinusoidDataModule
-from lightning_meta.inner import SGD, InnerOptimizer
+from lightning_meta.inner import LSLR, SGD, Adam, InnerOptimizer, LSTMOptimizer, MetaSGD
 from lightning_meta.models import MLP, Conv4
 from lightning_meta.modules import (
     GradientBasedModule,
@@ -17,8 +17,10 @@ from lightning_meta.modules import (
 from lightning_meta.task import Examples, Task, TaskDistribution
 
 __all__ = [
+    "LSLR",
     "MLP",
     "SGD",
+    "Adam",
     "Conv4",
     "EpisodicDataModule",
     "Examples",
@@ -26,9 +28,11 @@ __all__ = [
     "GradientBasedModule",
     "IMAMLModule",
     "InnerOptimizer",
+    "LSTMOptimizer",
     "MAMLModule",
     "MetaLSTMModule",
     "MetaModule",
+    "MetaSGD",
     "OmniglotDataModule",
     "ProtoMAMLModule",
     "ProtoNetModule",

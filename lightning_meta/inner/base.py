@@ -15,14 +15,16 @@ class InnerOptimizer(nn.Module, ABC):
     distributed training and the outer optimizer treat them like the network's.
 
     `init` and `update` see one task: parameters by name, without the task dimension. Many tasks are run by
-    `torch.vmap`, so write tensor operations only: no `.item()`, no `if` on a tensor's value, nothing in place.
+    `torch.vmap`, so write tensor operations only: no `.item()`, no `if` on a tensor's value, nothing in place, no state
+    on `self`. `extra_repr` is what a checkpoint records of the settings, to warn where they differ.
     """
 
     def build(self, params: Params, steps: int) -> None:
         """Make what depends on the parameters to adapt, such as a rate for each. Called once by the module.
 
         Args:
-            params: The network's parameters that the inner loop changes, by name.
+            params: The network's parameters that the inner loop changes, by name. Names have dots, which an
+                `nn.ParameterDict` does not take: put `/` for them, for instance.
             steps: Inner steps in meta-training.
         """
 
@@ -34,7 +36,7 @@ class InnerOptimizer(nn.Module, ABC):
             params: The parameters to adapt, by name.
 
         Returns:
-            Any nesting of dicts, lists and tuples of tensors; `()` for none.
+            Any nesting of dicts, lists and tuples of tensors, and of nothing else; `()` for none.
         """
 
     @abstractmethod

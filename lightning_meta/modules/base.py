@@ -81,7 +81,8 @@ class MetaModule(PlainHyperparameters, pl.LightningModule, ABC):
         if not isinstance(network, nn.Module):
             raise TypeError(f"network must be an nn.Module, got {network!r}.")
         for name, value in {"optimizer": optimizer, "lr_scheduler": lr_scheduler, "loss": loss}.items():
-            if value is not None and (not callable(value) or (name == "loss" and isinstance(value, type))):
+            wrong_kind = isinstance(value, type) if name == "loss" else isinstance(value, nn.Module)
+            if value is not None and (not callable(value) or wrong_kind):
                 raise TypeError(
                     f"{name} must be callable, got {value!r}. Give an optimizer or a schedule as a function that makes "
                     "it, such as lambda params: Adam(params, lr=1e-3), and a loss as a function of predictions and "

@@ -134,17 +134,43 @@ def check_finite_gradient(gradients: list[Tensor], step: int) -> None:
         )
 
 
-def check_updated(optimizer: nn.Module, params: dict[str, Tensor], updated: dict[str, Tensor]) -> None:
-    """Refuse what an inner optimizer returns if it is not the parameters that it was given.
+def check_updated(optimizer: nn.Module, params: dict[str, Tensor], result: Any) -> None:
+    """Refuse what an inner optimizer returns if it is not the parameters that it was given, and a state.
 
     Raises:
+        TypeError: It is not a pair of a dict and a state.
         ValueError: A parameter is missing, added, or of another shape.
     """
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], dict):
+        raise TypeError(
+            f"{type(optimizer).__name__}.update must return two things, the new parameters by name and the new state; "
+            f"it returned a {type(result).__name__}."
+        )
+    updated = result[0]
     wrong = sorted(params.keys() ^ updated.keys()) or [n for n in params if params[n].shape != updated[n].shape]
     if wrong:
         raise ValueError(
             f"{type(optimizer).__name__}.update must return every parameter that it was given, under its name and of "
             f"its shape; it does not for {', '.join(wrong)}."
+        )
+
+
+def check_not_in_place(optimizer: nn.Module, versions: list[int], params: dict[str, Tensor]) -> None:
+    """Refuse an inner optimizer that has written into the parameters that it was given.
+
+    Args:
+        optimizer: The inner optimizer.
+        versions: How often each parameter had been written to before.
+        params: The parameters.
+
+    Raises:
+        RuntimeError: It has.
+    """
+    changed = [name for (name, p), v in zip(params.items(), versions, strict=True) if p._version != v]
+    if changed:
+        raise RuntimeError(
+            f"{type(optimizer).__name__}.update has written in place into {', '.join(changed)}, which the network and "
+            "the other tasks share, so the network is not what it was. Return new tensors, such as param - lr * grad."
         )
 
 
@@ -156,8 +182,11 @@ def check_support_set(inputs: list[Any], targets: Tensor) -> None:
         targets: The targets.
 
     Raises:
+        TypeError: They are no tensors.
         ValueError: Lengths differ, there is nothing, or inputs are uint8.
     """
+    if not inputs or not isinstance(targets, Tensor):
+        raise TypeError("Inputs and targets of a support set must be tensors; torch.as_tensor makes them.")
     if any(tensor.dtype == torch.uint8 for tensor in inputs):
         raise ValueError("The inputs are uint8 images. Data modules divide those by 255: give inputs / 255 here.")
     lengths = [len(tensor) for tensor in inputs]
@@ -169,8 +198,11 @@ def check_steps(name: str, steps: int) -> int:
     """Refuse a negative number of steps.
 
     Raises:
+        TypeError: It is no whole number.
         ValueError: It is negative.
     """
+    if type(steps) is not int:
+        raise TypeError(f"{name} must be a whole number, got {steps!r}.")
     if steps < 0:
         raise ValueError(f"{name} must be 0 or more, got {steps}.")
     return steps
@@ -207,11 +239,14 @@ def check_support_classes(targets: Tensor, n_way: int | None = None) -> int:
     largest = int(targets.max())
     n_way = largest + 1 if n_way is None else n_way
     if largest >= n_way:
-        raise ValueError(f"A support set has class {largest}, but there are {n_way} classes, numbered from 0.")
+        raise ValueError(
+            f"A support set has class {largest}, but the network's head has {n_way} outputs. Classes of a task are "
+            "numbered from 0; give both the same number."
+        )
     missing = (F.one_hot(targets, n_way).sum(1) == 0).nonzero()
     if len(missing):
         raise ValueError(
             f"A task has no support example of class {int(missing[0, 1])}, of {n_way} classes, so there is no "
-            "prototype of it. Every class needs at least one."
+            "prototype of it. Every class needs at least one, and a network with a head as many outputs as classes."
         )
     return n_way

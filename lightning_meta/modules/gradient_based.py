@@ -15,7 +15,7 @@ from lightning_meta.functional.learner import Learner, Params, twice_differentia
 from lightning_meta.functional.normalization import batch_normalized_layers
 from lightning_meta.inner import SGD, InnerOptimizer
 from lightning_meta.modules.base import MetaModule
-from lightning_meta.modules.checks import check_steps, check_updated
+from lightning_meta.modules.checks import check_not_in_place, check_steps, check_updated
 from lightning_meta.modules.deployment import adapted_network
 from lightning_meta.modules.outcome import Outcome, with_gradients
 from lightning_meta.task import Examples, Task, map_tensors, number_of_tasks
@@ -81,8 +81,8 @@ class GradientBasedModule(MetaModule):
         super().__init__(network, **kwargs)
         if inner_optimizer is not None and not isinstance(inner_optimizer, InnerOptimizer):
             raise TypeError(
-                f"inner_optimizer must be a lightning_meta.InnerOptimizer such as SGD(lr=0.1), got "
-                f"{inner_optimizer!r}. torch's optimizers write in place and cannot be differentiated through."
+                f"inner_optimizer must be an object of a lightning_meta.InnerOptimizer, such as SGD(lr=0.1), got "
+                f"{inner_optimizer!r}. (torch's optimizers write in place and cannot be differentiated through.)"
             )
         self.inner_optimizer = SGD() if inner_optimizer is None else inner_optimizer
         self.inner_steps = check_steps("inner_steps", inner_steps)
@@ -95,7 +95,8 @@ class GradientBasedModule(MetaModule):
         if inner_optimizer_lr is not None and not (inner_optimizer_lr >= 0 and list(self.inner_optimizer.parameters())):
             raise ValueError(
                 f"inner_optimizer_lr={inner_optimizer_lr} is the outer learning rate, 0 or more, of what "
-                f"{self.inner_optimizer} learns; if that is nothing, leave it out."
+                f"{self.inner_optimizer} learns; if that is nothing, leave it out (or give null, in YAML and on the "
+                "command line)."
             )
         self.inner_optimizer_lr = inner_optimizer_lr
 
@@ -112,7 +113,8 @@ class GradientBasedModule(MetaModule):
 
     def objects(self) -> dict[str, str]:
         """Describe the inner optimizer, too."""
-        return super().objects() | {"inner_optimizer": str(self.inner_optimizer)}
+        settings = f"{type(self.inner_optimizer).__name__}({self.inner_optimizer.extra_repr()})"
+        return super().objects() | {"inner_optimizer": settings}
 
     # Where a task's data is asked for. In reinforcement learning it is collected here, with the adapted parameters.
 
@@ -179,11 +181,13 @@ class GradientBasedModule(MetaModule):
 
         def update(grads: Params, state: Any, params: Params, *, loss: Tensor, step: int) -> tuple[Params, Any]:
             def of_one_task(grads: Params, state: Any, params: Params, loss: Tensor) -> tuple[Params, Any]:
-                updated, state = self.inner_optimizer.update(grads, state, params, loss=loss, step=step)
-                check_updated(self.inner_optimizer, params, updated)
-                return updated, state
+                result = self.inner_optimizer.update(grads, state, params, loss=loss, step=step)
+                check_updated(self.inner_optimizer, params, result)
+                return result
 
+            versions = [param._version for param in params.values()]
             new: tuple[Params, Any] = learner.over_tasks(of_one_task)(grads, state, params, loss)
+            check_not_in_place(self.inner_optimizer, versions, params)
             return new
 
         state = self.initial_state(learner, initial)

@@ -10,7 +10,7 @@ from lightning_meta.functional.learner import Learner, Params
 from lightning_meta.functional.multi_step import multi_step_weights
 from lightning_meta.functional.normalization import batch_normalized_layers
 from lightning_meta.inner import SGD, InnerOptimizer
-from lightning_meta.modules.gradient_based import GradientBasedModule
+from lightning_meta.modules.gradient_based import Adapted, GradientBasedModule
 from lightning_meta.modules.outcome import Outcome
 from lightning_meta.task import Task, number_of_tasks
 
@@ -87,7 +87,8 @@ class MAMLModule(GradientBasedModule):
             if inner_optimizer is not None:
                 raise ValueError(
                     f"inner_lr={inner_lr} is the rate of the default inner optimizer, but inner_optimizer="
-                    f"{inner_optimizer} is given too. Give the rate to that one, and leave out inner_lr."
+                    f"{inner_optimizer} is given too. Give the rate to that one, and leave out inner_lr (or give null, "
+                    "in YAML and on the command line)."
                 )
             inner_optimizer = SGD(inner_lr)
         self.per_step_norm = per_step_norm  # says which parameters are adapted
@@ -97,7 +98,7 @@ class MAMLModule(GradientBasedModule):
             "multi_step_loss_steps": multi_step_loss_steps,
             "first_order_steps": first_order_steps,
         }.items():
-            if steps < 0:
+            if type(steps) is not int or steps < 0:
                 raise ValueError(f"{name} is a number of outer steps, 0 for none; got {steps}.")
         if multi_step_loss_steps and not inner_steps:
             raise ValueError("multi_step_loss_steps needs inner steps after which to measure; inner_steps is 0.")
@@ -139,13 +140,19 @@ class MAMLModule(GradientBasedModule):
             raise ValueError(f"per_step_norm=True leaves nothing of adapt_only={self.adapt_only!r} to adapt.")
         return adapted
 
+    def adapt(self, learner: Learner, tasks: Task, steps: int, **kwargs: Any) -> Adapted:
+        """Run the inner loop; with scales and shifts for each step, as many steps as those are for."""
+        if self.per_step_norm and steps != self.inner_steps:
+            raise ValueError(f"per_step_norm=True has scales and shifts for {self.inner_steps} steps, not for {steps}.")
+        return super().adapt(learner, tasks, steps, **kwargs)
+
     def params_at(self, params: Params, step: int) -> Params:
         """The parameters, with the scales and shifts of this step."""
         if not self.per_step_norm:
             return params
         count = len(next(iter(params.values())))
         tables = {key.replace("/", "."): table for key, table in self.norms_of_steps.items()}
-        chosen = {name: table[min(step, len(table) - 1)] for name, table in tables.items()}
+        chosen = {name: table[step] for name, table in tables.items()}
         return params | {name: values.expand(count, *values.shape) for name, values in chosen.items()}
 
     @property

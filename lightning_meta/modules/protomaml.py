@@ -21,7 +21,7 @@ class ProtoMAMLModule(MAMLModule):
     effect. Paper: Triantafillou et al. 2020, arXiv:1903.03096.
 
     Args:
-        network: Has a submodule `body` that gives `(examples, features)` and a linear layer `head` after it.
+        network: Gives `head(body(inputs))`, of a submodule `body` for `(examples, features)` and a linear layer `head`.
         kwargs: See `MAMLModule`.
 
     Raises:

@@ -51,3 +51,34 @@ def test_the_rate_is_given_in_one_place():
     assert MAMLModule(net, inner_lr=0.4).inner_optimizer.lr == 0.4
     with pytest.raises(ValueError, match="Give the rate to that one"):
         MAMLModule(net, inner_lr=0.01, inner_optimizer=SGD(0.1))
+
+
+class InPlace(InnerOptimizer):
+    """What torch's optimizers do."""
+
+    def init(self, params):
+        return ()
+
+    def update(self, grads, state, params, *, loss, step, **extra):
+        with torch.no_grad():
+            for name, param in params.items():
+                param.sub_(0.1 * grads[name])
+        return params, state
+
+
+class Forgetful(InPlace):
+    """Returns the parameters only."""
+
+    def update(self, grads, state, params, *, loss, step, **extra):
+        return {name: param - grads[name] for name, param in params.items()}
+
+
+@pytest.mark.parametrize("way", ["loop", "auto"])
+def test_mistakes_of_ones_own_are_named(way):
+    tasks = vector_tasks()
+    with pytest.raises(RuntimeError, match=r"InPlace\.update has written in place into weight"):
+        MAMLModule(nn.Linear(6, 3).double(), inner_optimizer=InPlace(), task_parallel=way).meta_loss(tasks)
+    with pytest.raises(TypeError, match=r"Forgetful\.update must return two things"):
+        MAMLModule(nn.Linear(6, 3).double(), inner_optimizer=Forgetful(), task_parallel=way).meta_loss(tasks)
+    with pytest.raises(TypeError, match="optimizer must be callable"):
+        MAMLModule(nn.Linear(6, 3), optimizer=SGD(0.1))

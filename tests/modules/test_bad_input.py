@@ -169,7 +169,10 @@ def test_layers_that_the_trainer_converted_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"inner_optimizer": torch.optim.SGD([torch.zeros(1)], lr=0.1)}, "inner_optimizer must be a lightning_meta"),
+        (
+            {"inner_optimizer": torch.optim.SGD([torch.zeros(1)], lr=0.1)},
+            "inner_optimizer must be an object of a lightning_meta",
+        ),
         ({"optimizer": torch.optim.Adam([torch.zeros(1)])}, "optimizer must be callable, got Adam"),
         ({"loss": nn.MSELoss}, "loss must be callable, got <class"),
         ({"loss": "mse"}, "loss must be callable, got 'mse'"),

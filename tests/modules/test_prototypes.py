@@ -123,7 +123,7 @@ def test_proto_maml_names_a_missing_class():
     module, tasks = ProtoMAMLModule(MLP(6, 4)), vector_tasks(dtype=torch.float32)
     with pytest.raises(ValueError, match="no support example of class 3, of 4 classes"):
         module.meta_loss(tasks)
-    with pytest.raises(ValueError, match="has class 2, but there are 2 classes"):
+    with pytest.raises(ValueError, match="has class 2, but the network's head has 2 outputs"):
         ProtoMAMLModule(MLP(6, 2)).adapt_to(tasks.support.inputs[0], tasks.support.targets[0])
 
 
