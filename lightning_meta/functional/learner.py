@@ -145,6 +145,11 @@ def select_parameters(network: nn.Module, patterns: str | Sequence[str] | None) 
     return selected
 
 
+def dict_key(name: str) -> str:
+    """A parameter's name as a key of an `nn.ParameterDict`, which takes no dots."""
+    return name.replace(".", "/")
+
+
 def strip(names: Iterable[str], part: str) -> dict[str, str]:
     """The names of a submodule's own, without its prefix, and what each is called in the whole."""
     return {name.removeprefix(f"{part}."): name for name in names if name.startswith(f"{part}.")}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.functional.learner import Params
+from lightning_meta.functional.learner import Params, dict_key
 from lightning_meta.inner.base import InnerOptimizer, check_rate
 
 
@@ -45,7 +45,7 @@ class LearnedRates(InnerOptimizer, ABC):
         Raises:
             ValueError: There are rates for other parameters already.
         """
-        shapes = {_key(name): self.shape(param, steps) for name, param in params.items()}
+        shapes = {dict_key(name): self.shape(param, steps) for name, param in params.items()}
         if self.rates:
             if {key: tuple(rates.shape) for key, rates in self.rates.items()} != shapes:
                 raise ValueError(
@@ -55,8 +55,8 @@ class LearnedRates(InnerOptimizer, ABC):
             return
         start = math.log(self.lr) if self.positive else self.lr
         for name, param in params.items():
-            rates = torch.full(shapes[_key(name)], start, dtype=param.dtype, device=param.device)
-            self.rates[_key(name)] = nn.Parameter(rates)
+            rates = torch.full(shapes[dict_key(name)], start, dtype=param.dtype, device=param.device)
+            self.rates[dict_key(name)] = nn.Parameter(rates)
 
     def rate(self, name: str, step: int) -> Tensor:
         """The rate, or rates, of a parameter in an inner step.
@@ -68,12 +68,12 @@ class LearnedRates(InnerOptimizer, ABC):
         Raises:
             RuntimeError: There is none: the rates were made for another network, or not at all.
         """
-        if _key(name) not in self.rates:
+        if dict_key(name) not in self.rates:
             raise RuntimeError(
                 f"{type(self).__name__} has no rate for the parameter {name!r}. The module that it is given to makes "
                 "the rates for its network; outside of one, call build(params, steps) first."
             )
-        rates = self.select(self.rates[_key(name)], step)
+        rates = self.select(self.rates[dict_key(name)], step)
         return rates.exp() if self.positive else rates
 
     def init(self, params: Params) -> tuple[()]:
@@ -143,7 +143,3 @@ class LSLR(LearnedRates):
     def select(self, rates: Tensor, step: int) -> Tensor:
         """That of the step."""
         return rates[min(step, len(rates) - 1)]
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "/")  # a dot cannot be part of a parameter's own name

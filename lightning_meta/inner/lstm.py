@@ -24,8 +24,8 @@ class LSTMOptimizer(InnerOptimizer):
     gates see their own values of the step before, as the paper's equations have it (its released code feeds back what
     goes into the sigmoid); they are 0 before the first step.
 
-    Memory, for a backward pass: about 9 numbers per hidden unit for each coordinate and inner step: for the 32-filter
-    Conv-4 (28,500 parameters) 20 MiB a step and task, so 250 MiB a task at 12 steps in float32.
+    Memory, for a backward pass: about 8 numbers per hidden unit for each coordinate and inner step. For the 32-filter
+    Conv-4 (28,485 parameters) that is 18 MiB a step and task in float32, so 216 MiB a task at 12 steps.
 
     Paper: Ravi, Larochelle 2017, "Optimization as a model for few-shot learning" (ICLR); preprocessing: Andrychowicz
     et al. 2016, arXiv:1606.04474, appendix A.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.functional.inner_loop import Order
-from lightning_meta.functional.learner import Learner, Params
+from lightning_meta.functional.learner import Learner, Params, dict_key
 from lightning_meta.functional.multi_step import multi_step_weights
 from lightning_meta.functional.normalization import batch_normalized_layers
 from lightning_meta.inner import SGD, InnerOptimizer
@@ -116,7 +116,7 @@ class MAMLModule(GradientBasedModule):
             own = dict(network.named_parameters())
             for name in self._norm_names():
                 table = own[name].detach().expand(inner_steps + 1, *own[name].shape).clone()
-                self.norms_of_steps[name.replace(".", "/")] = nn.Parameter(table)
+                self.norms_of_steps[dict_key(name)] = nn.Parameter(table)
 
     def _norm_names(self) -> list[str]:
         """Names of the scales and shifts of batch normalization, in the order of the network."""
@@ -151,8 +151,7 @@ class MAMLModule(GradientBasedModule):
         if not self.per_step_norm:
             return params
         count = len(next(iter(params.values())))
-        tables = {key.replace("/", "."): table for key, table in self.norms_of_steps.items()}
-        chosen = {name: table[step] for name, table in tables.items()}
+        chosen = {name: self.norms_of_steps[dict_key(name)][step] for name in self._norm_names()}
         return params | {name: values.expand(count, *values.shape) for name, values in chosen.items()}
 
     @property
