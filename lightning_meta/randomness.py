@@ -1,8 +1,12 @@
 """Counter-based random numbers: the same for the same key and counter, in any process and in any order."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 # A Philox key is (seed, stream). The streams are fixed for good: changing one changes every task that was ever drawn.
@@ -63,3 +67,60 @@ def choose_without_replacement(uniform: NDArray[np.float64], sizes: NDArray[np.i
         before = np.sort(chosen[..., :i], axis=-1) - np.arange(i)
         chosen[..., i] = rank + (before <= rank[..., None]).sum(axis=-1)
     return chosen
+
+
+@contextmanager
+def seeded(device: torch.device, *numbers: int) -> Iterator[None]:
+    """Let torch's random numbers (dropout's, say) follow from `numbers` alone; afterwards they go on as before.
+
+    Args:
+        device: Seeded besides the CPU.
+        numbers: Non-negative integers, such as a seed, an outer step and a rank.
+
+    Example:
+        >>> with seeded(torch.device("cpu"), 0, 5):
+        ...     first = torch.rand(1)
+        >>> with seeded(torch.device("cpu"), 0, 5):
+        ...     print(torch.equal(torch.rand(1), first))
+        True
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    states = [generator.get_state() for generator in generators]
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    try:
+        for generator in generators:
+            generator.manual_seed(seed >> 1)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def global_state() -> dict[str, Any]:
+    """The state of the global generators of torch (on the CPU), NumPy and Python, in plain types and tensors."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "python": random.getstate(),
+    }
+
+
+def set_global_state(state: dict[str, Any]) -> None:
+    """Put the global generators into a state that `global_state` returned.
+
+    Example:
+        >>> state = global_state()
+        >>> first = torch.rand(1), np.random.rand(), random.random()
+        >>> set_global_state(state)
+        >>> (torch.rand(1), np.random.rand(), random.random()) == first
+        True
+    """
+    torch.set_rng_state(state["torch"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.functional.learner import Params
+from lightning_meta.functional.scaling import scaled_gradients
 
 Order = Literal[0, 1, 2]
 """What the adapted parameters are differentiable in: nothing (0), the initial parameters with the gradients taken for
@@ -29,6 +30,7 @@ def adapt(
     steps: int,
     *,
     order: Order = 2,
+    scale: float = 1.0,
     on_step: Callable[[int, Params, Any], None] | None = None,
 ) -> tuple[Params, Any, list[Tensor]]:
     r"""Adapt every task's parameters by `steps` steps of an inner optimizer.
@@ -46,6 +48,7 @@ def adapt(
         update: The inner optimizer's step.
         steps: Number of inner steps; 0 returns `params`.
         order: Order of the meta-gradient that the result carries.
+        scale: What the objective is multiplied by while gradients are computed: see `scaled_gradients`.
         on_step: Called with the number of steps done, the parameters and the state, first with 0 and the initial ones.
 
     Returns:
@@ -61,9 +64,7 @@ def adapt(
             on_step(step, params, state)
         loss = objective(params, step)
         # Each task's loss depends on its own slice only: the gradient of the sum holds every task's gradient.
-        gradients = torch.autograd.grad(
-            loss.sum(), [params[name] for name in names], create_graph=order == 2, materialize_grads=True
-        )
+        gradients = scaled_gradients(loss.sum(), [params[name] for name in names], scale, create_graph=order == 2)
         grads = dict(zip(names, gradients, strict=True))
         losses.append(loss.detach())
         with torch.set_grad_enabled(order > 0):

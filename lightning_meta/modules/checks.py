@@ -5,7 +5,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+
+from lightning_meta.modules.outcome import Outcome
 
 
 def check_network(network: nn.Module) -> None:
@@ -23,11 +26,22 @@ def check_network(network: nn.Module) -> None:
 
 
 def check_trainer(trainer: pl.Trainer, module: str) -> None:
-    """Refuse settings of the Trainer that the module `module` has its own for.
+    """Refuse settings of the Trainer that the module `module` has its own for, or that meta-learning cannot use.
 
     Raises:
-        ValueError: `gradient_clip_val` or `accumulate_grad_batches` is set.
+        ValueError: `gradient_clip_val` or `accumulate_grad_batches` is set, the strategy shards parameters, or they
+            would be float16.
     """
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+        raise ValueError(
+            f"{type(trainer.strategy).__name__} divides the parameters among devices, and the inner loop needs all of "
+            "them on each. Use Trainer(strategy='ddp'); task_parallel='loop' or a chunk size saves memory."
+        )
+    if trainer.precision == "16-true":
+        raise ValueError(
+            "precision='16-true' updates parameters in float16, where small steps are lost. Use precision='16-mixed' "
+            "or 'bf16-mixed'."
+        )
     clip, accumulate = trainer.gradient_clip_val, trainer.accumulate_grad_batches
     if clip:
         raise ValueError(
@@ -91,47 +105,60 @@ def check_outputs(outputs: int, targets: Tensor, trainer: pl.Trainer | None) -> 
         )
 
 
-def check_finite(loss: Tensor, losses: Tensor | None, inner_losses: Tensor | None, step: int, rank: int) -> None:
-    """Stop before a non-finite loss does harm.
+def check_callables(**functions: Any) -> None:
+    """Refuse what has to be a function and is none.
+
+    Raises:
+        TypeError: An `optimizer`, `lr_scheduler` or `loss` is an object or a class of the wrong kind.
+    """
+    for name, value in functions.items():
+        wrong_kind = isinstance(value, type) if name == "loss" else isinstance(value, nn.Module)
+        if value is not None and (not callable(value) or wrong_kind):
+            raise TypeError(
+                f"{name} must be callable, got {value!r}. Give an optimizer or a schedule as a function that makes "
+                "it, such as lambda params: Adam(params, lr=1e-3), and a loss as a function of predictions and "
+                "targets."
+            )
+
+
+def non_finite_loss(loss: Tensor, outcome: Outcome | None, step: int, rank: int) -> str | None:
+    """Say what about a loss is not finite.
 
     Args:
         loss: The meta-loss, a scalar.
-        losses: The tasks' own, `(B,)`, if known.
-        inner_losses: Their support losses before each inner step, `(B, steps)`, if known.
+        outcome: What it was made of, with the tasks' losses and their support losses before each inner step, if known.
         step: The outer step.
         rank: The process.
 
-    Raises:
-        FloatingPointError: `loss` or a support loss is not finite.
+    Returns:
+        A message that names the tasks; `None` if all is finite.
     """
+    inner_losses = None if outcome is None else outcome.inner_losses
     if torch.isfinite(loss) and (inner_losses is None or torch.isfinite(inner_losses).all()):
-        return
+        return None
     where = ""
-    if losses is not None and inner_losses is not None:
-        inner = ~torch.isfinite(inner_losses)
-        bad = ~torch.isfinite(losses) | inner.any(1)
+    if outcome is not None:
+        inner = ~torch.isfinite(outcome.inner_losses)
+        bad = ~torch.isfinite(outcome.losses) | inner.any(1)
         where = f" in tasks {bad.nonzero().flatten().tolist()} of this meta-batch"
         if inner.any():
             where += f", first at inner step {int(inner.any(0).nonzero()[0])} of {inner.shape[1]}"
-    raise FloatingPointError(
-        f"The loss is {loss.item()} at outer step {step} (rank {rank}){where}. Nothing was updated, and the last "
-        "checkpoint stays as it is. A smaller inner or outer learning rate, gradient_clip_val, or a look at these "
-        "inputs may help."
+    return (
+        f"The loss is {loss.item()} at outer step {step} (rank {rank}){where}. A smaller inner or outer learning rate, "
+        "gradient_clip_val, or a look at these inputs may help."
     )
 
 
-def check_finite_gradient(gradients: list[Tensor], step: int) -> None:
-    """Stop before a non-finite meta-gradient does harm.
-
-    Raises:
-        FloatingPointError: A gradient is not finite.
-    """
-    if gradients and not torch.isfinite(torch.stack([g.norm() for g in gradients])).all():
-        raise FloatingPointError(
-            f"The meta-gradient is not finite at outer step {step}, though the loss is. Is the inner learning "
-            "rate too large? Or an operation in the network or the loss has no finite derivative here, such as the "
-            "square root of 0. Nothing was updated, and the last checkpoint stays as it is."
-        )
+def non_finite_gradient(gradients: list[Tensor | None], step: int) -> str | None:
+    """Say that a meta-gradient is not finite; `None` if it is."""
+    present = [gradient.norm() for gradient in gradients if gradient is not None]
+    if not present or torch.isfinite(torch.stack(present)).all():
+        return None
+    return (
+        f"The meta-gradient is not finite at outer step {step}, though the loss on this device is. Is the inner "
+        "learning rate too large? Or an operation in the network or the loss has no finite derivative here, such as "
+        "the square root of 0."
+    )
 
 
 def check_updated(optimizer: nn.Module, params: dict[str, Tensor], result: Any) -> None:

@@ -186,12 +186,16 @@ class GradientBasedModule(MetaModule):
                 return result
 
             versions = [param._version for param in params.values()]
-            new: tuple[Params, Any] = learner.over_tasks(of_one_task)(grads, state, params, loss)
+            with torch.autocast(loss.device.type, enabled=False):
+                new: tuple[Params, Any] = learner.over_tasks(of_one_task)(grads, state, params, loss)
             check_not_in_place(self.inner_optimizer, versions, params)
             return new
 
         state = self.initial_state(learner, initial)
-        params, state, losses = adapt(objective, initial, state, update, steps, order=order, on_step=on_step)
+        scale = self.inner_loss_scale
+        params, state, losses = adapt(
+            objective, initial, state, update, steps, order=order, scale=scale, on_step=on_step
+        )
         inner_losses = torch.stack(losses, 1) if losses else torch.empty(count, 0, device=tasks.support.targets.device)
         return Adapted(params, buffers, inner_losses, state)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lightning_meta.functional.conjugate_gradient import conjugate_gradient, inner
 from lightning_meta.functional.learner import Learner, Params, twice_differentiable
 from lightning_meta.functional.meta_gradient import task_surrogates
+from lightning_meta.functional.scaling import scaled_gradients
 from lightning_meta.inner import InnerOptimizer
 from lightning_meta.modules.checks import check_meta_parameters
 from lightning_meta.modules.gradient_based import Adapted, GradientBasedModule
@@ -86,11 +87,11 @@ class IMAMLModule(GradientBasedModule):
         """Adapt, and solve for the meta-gradient at the adapted parameters."""
         adapted = self.adapt(learner, tasks, self.inner_steps, order=0)
         outcome = self.judged(learner, tasks, adapted)
-        right = _gradient(outcome.losses, adapted.params)
+        right = self._gradient(outcome.losses, adapted.params)
         support_gradient = self._support_gradient(learner, tasks, adapted)
 
         def product(v: Params) -> Params:
-            curvature = _gradient(inner(support_gradient, v), adapted.params)
+            curvature = self._gradient(inner(support_gradient, v), adapted.params)
             return {name: v[name] + curvature[name] / self.regularization for name in v}
 
         solution = conjugate_gradient(product, right, self.cg_steps)
@@ -108,14 +109,13 @@ class IMAMLModule(GradientBasedModule):
         with twice_differentiable(learner.network):
             predictions = learner.predict(adapted.params, dict(adapted.buffers), support.inputs)
             losses = self.task_losses(learner, predictions, support.targets)
-            return _gradient(losses, adapted.params, create_graph=True)
+            return self._gradient(losses, adapted.params, create_graph=True)
 
-
-def _gradient(losses: Tensor, params: Params, *, create_graph: bool = False) -> Params:
-    """The gradient of each task's loss, `(B,)`, in its own parameters."""
-    if not losses.requires_grad:  # a Hessian of zero, such as a linear loss has
-        return {name: torch.zeros_like(param) for name, param in params.items()}
-    gradients = torch.autograd.grad(
-        losses.sum(), list(params.values()), create_graph=create_graph, retain_graph=True, materialize_grads=True
-    )
-    return dict(zip(params, gradients, strict=True))
+    def _gradient(self, losses: Tensor, params: Params, *, create_graph: bool = False) -> Params:
+        """The gradient of each task's loss, `(B,)`, in its own parameters."""
+        if not losses.requires_grad:  # a Hessian of zero, such as a linear loss has
+            return {name: torch.zeros_like(param) for name, param in params.items()}
+        gradients = scaled_gradients(
+            losses.sum(), list(params.values()), self.inner_loss_scale, create_graph=create_graph, retain_graph=True
+        )
+        return dict(zip(params, gradients, strict=True))

@@ -157,13 +157,13 @@ class MAMLModule(GradientBasedModule):
     @property
     def order(self) -> Order:
         """First order for FOMAML, and as long as `first_order_steps` says."""
-        return 1 if self.first_order or self.global_step < self.first_order_steps else 2
+        return 1 if self.first_order or self.outer_step < self.first_order_steps else 2
 
     def learn(self, learner: Learner, tasks: Task) -> Outcome:
         """Adapt; the objective is the query loss after the last inner step or, for a time, after every one."""
-        if self.global_step >= self.multi_step_loss_steps:
+        if self.outer_step >= self.multi_step_loss_steps:
             return super().learn(learner, tasks)
-        weights = multi_step_weights(self.inner_steps, self.global_step / self.multi_step_loss_steps)
+        weights = multi_step_weights(self.inner_steps, self.outer_step / self.multi_step_loss_steps)
         early: list[Tensor] = []
 
         def measure(step: int, params: Params, _: Any) -> None:

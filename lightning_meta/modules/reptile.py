@@ -12,10 +12,10 @@ from lightning_meta.functional.learner import Learner, Params
 from lightning_meta.functional.meta_gradient import task_surrogates
 from lightning_meta.functional.normalization import batch_normalized_layers
 from lightning_meta.inner import Adam, InnerOptimizer
-from lightning_meta.modules.base import OptimizerCallable
 from lightning_meta.modules.checks import check_meta_parameters
 from lightning_meta.modules.gradient_based import Adapted, GradientBasedModule
 from lightning_meta.modules.outcome import Outcome
+from lightning_meta.modules.training import OptimizerCallable
 from lightning_meta.randomness import uniforms
 from lightning_meta.task import Examples, Task, map_tensors, tensors_of
 
@@ -98,7 +98,7 @@ class ReptileModule(GradientBasedModule):
 
     def learn(self, learner: Learner, tasks: Task) -> Outcome:
         """Adapt to the support sets; how far that leads from the initial parameters is the meta-gradient."""
-        batches = partial(_mini_batch, size=self.inner_batch_size, draw=self.global_step)
+        batches = partial(_mini_batch, size=self.inner_batch_size, draw=self.outer_step)
         adapted = self.adapt(learner, tasks, self.inner_steps, order=0, inner_batch=batches)
         with torch.no_grad():
             support = self.support_data(tasks, adapted.params, adapted.steps)

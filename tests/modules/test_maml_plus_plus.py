@@ -22,7 +22,7 @@ def net():
 
 
 def set_step(module, step, monkeypatch):
-    monkeypatch.setattr(type(module), "global_step", property(lambda self: step))
+    monkeypatch.setattr(type(module), "outer_step", property(lambda self: step))
 
 
 @pytest.mark.parametrize("step", [0, 5, 10])
