@@ -1,6 +1,7 @@
 """Meta-learning on PyTorch Lightning."""
 
 from lightning_meta.__about__ import __version__
+from lightning_meta.callbacks import RunCheckpoint
 from lightning_meta.datamodules import EpisodicDataModule, GlyphsDataModule, OmniglotDataModule, SinusoidDataModule
 from lightning_meta.inner import LSLR, SGD, Adam, InnerOptimizer, LSTMOptimizer, MetaSGD
 from lightning_meta.models import MLP, Conv4
@@ -37,6 +38,7 @@ __all__ = [
     "ProtoMAMLModule",
     "ProtoNetModule",
     "ReptileModule",
+    "RunCheckpoint",
     "SinusoidDataModule",
     "Task",
     "TaskDistribution",

@@ -1,35 +1,27 @@
 """The command line: LightningCLI, with a run kept in one folder."""
 
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace, get_loader, set_loader
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from yaml import YAMLError
 
-from lightning_meta import models
+from lightning_meta.callbacks import RunCheckpoint
 from lightning_meta.datamodules import EpisodicDataModule
+from lightning_meta.errors import ConfigurationError, first_line, is_own, one_line
 from lightning_meta.modules import MetaModule
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Writes the configuration of a training run to `config.yaml` in the run's folder, over that of the run before."""
-
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write it when training starts."""
-        if stage == "fit":
-            path = Path(trainer.default_root_dir)
-            path.mkdir(parents=True, exist_ok=True)
-            config = self.config.clone()
-            config.ckpt_path = None  # whoever uses the file later says from where to start
-            self.parser.save(config, path / "config.yaml", overwrite=True, multifile=False)
+from lightning_meta.parser import MetaParser, qualified
+from lightning_meta.run_folder import KeptLog, RunFolder
 
 
 class MetaCLI(LightningCLI):
@@ -42,14 +34,7 @@ class MetaCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the checkpoint's options, and give the network the data's number of classes."""
-        parser.add_class_arguments(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
+        parser.add_class_arguments(RunCheckpoint, "checkpoint")
         parser.link_arguments("data.n_way", "model.init_args.network.init_args.n_way", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
@@ -119,30 +104,41 @@ class MetaCLI(LightningCLI):
             checkpoint.dirpath = str(self._checkpoint_folder())
             callbacks.append(checkpoint)
         logger = config.logger
-        if (logger is None or logger is True) and not config.barebones:
+        own_log = (logger is None or logger is True) and not config.barebones
+        if own_log:
             logger = CSVLogger(config.default_root_dir, name="logs", version=self.subcommand)
-            _keep_log(Path(logger.log_dir))
-        return super().instantiate_trainer(callbacks=callbacks, logger=logger, **kwargs)
+        with _explained("trainer"):
+            trainer = super().instantiate_trainer(callbacks=callbacks, logger=logger, **kwargs)
+        if own_log and trainer.is_global_zero:
+            warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunFolder):
+                    callback.kept_log = KeptLog(Path(logger.log_dir))
+        return trainer
+
+    def instantiate_classes(self) -> None:
+        """Build the data module, the model and the Trainer.
+
+        Raises:
+            ConfigurationError: What is built from the configuration refused it, with an error not of this package.
+        """
+        with _explained("configuration"):
+            super().instantiate_classes()
 
 
-@rank_zero_only
-def _keep_log(folder: Path) -> None:
-    """Rename the log of the start before, which the logger would delete: the first is `metrics.1.csv`."""
-    log = folder / "metrics.csv"
-    if log.is_file():
-        log.rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv'))) + 1}.csv")
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+@contextmanager
+def _explained(part: str) -> Iterator[None]:
+    """Turn an error from outside of the package into one that names the part of the configuration.
 
-
-def _qualified(value: Any) -> Any:
-    """Give the package's networks their full class path: torchvision has an MLP, too."""
-    if isinstance(value, dict):
-        value = {key: _qualified(inner) for key, inner in value.items()}
-        if value.get("class_path") in models.__all__:
-            value["class_path"] = f"lightning_meta.{value['class_path']}"
-    elif isinstance(value, list):
-        value = [_qualified(inner) for inner in value]
-    return value
+    Raises:
+        ConfigurationError: That part cannot be made.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_own(error):
+            raise
+        raise ConfigurationError(f"{part}: {first_line(error)}") from error
 
 
 def main(args: ArgsType = None) -> MetaCLI:
@@ -155,14 +151,16 @@ def main(args: ArgsType = None) -> MetaCLI:
         The command line object, with `trainer`, `model` and `datamodule`.
     """
     load = get_loader("yaml")
-    set_loader("yaml", lambda text: _qualified(load(text)), exceptions=(YAMLError,))
+    set_loader("yaml", lambda text: qualified(load(text)), exceptions=(YAMLError,))
     try:
         return MetaCLI(
             MetaModule,
             EpisodicDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_callback=SaveRunConfig,
+            parser_kwargs={},
+            parser_class=MetaParser,
+            save_config_callback=RunFolder,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -173,8 +171,16 @@ def main(args: ArgsType = None) -> MetaCLI:
 
 
 def console() -> None:
-    """The command `lightning-meta`."""
-    main()
+    """The command `lightning-meta`: the package's own errors are one line each, and the exit status is 1 then.
+
+    The environment variable `LIGHTNING_META_TRACEBACK=1` shows them in full. Errors of others always are.
+    """
+    try:
+        main()
+    except Exception as error:
+        if not is_own(error) or os.environ.get("LIGHTNING_META_TRACEBACK"):
+            raise
+        sys.exit(one_line(error))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,12 @@ import torch
 from lightning_meta import Examples, Task
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=2, help="How many trainings of each algorithm to kill.")
+    parser.addoption("--fuzz-examples", type=int, default=25, help="How many configurations to try.")
+    parser.addoption("--endurance-steps", type=int, default=1500, help="How long to look at the memory.")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _threads():
     torch.set_num_threads(2)

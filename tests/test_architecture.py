@@ -9,15 +9,16 @@ import lightning_meta
 
 PACKAGE = Path(lightning_meta.__file__).parent
 LEVELS = [
-    {"__about__", "task", "randomness", "hyperparameters"},
+    {"__about__", "task", "randomness", "hyperparameters", "errors"},
     {"functional", "models", "datasets", "metrics"},
     {"inner"},
     {"modules", "datamodules", "callbacks"},
     {"__init__"},
+    {"parser", "run_folder"},
     {"main"},
     {"__main__"},
 ]
-KNOW_LIGHTNING = {"modules", "datamodules", "callbacks", "main", "hyperparameters"}
+KNOW_LIGHTNING = {"modules", "datamodules", "callbacks", "main", "hyperparameters", "parser", "run_folder"}
 
 
 def imports():

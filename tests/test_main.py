@@ -75,7 +75,8 @@ def test_a_run_is_one_folder_and_best_and_last_are_found_in_it(config, tmp_path)
     log = (run / "logs/fit/metrics.csv").read_text()
     with pytest.raises(ValueError, match="n_way=9"):
         main(["fit", "--config", str(config), "--data.n_way", "9", *QUIET])
-    assert (run / "logs/fit/metrics.1.csv").read_text() == log
+    assert (run / "logs/fit/metrics.csv").read_text() == log
+    assert not (run / "logs/fit/metrics.1.csv").exists()
 
     # A second run in the same folder overwrites the first, with no second versions of checkpoints.
     main(["fit", "--config", str(config), *QUIET])

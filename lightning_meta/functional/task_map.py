@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_meta.errors import NetworkError, first_line, is_torchs
 from lightning_meta.functional.learner import Learner, failing_layer
-from lightning_meta.task import Task, map_tensors, number_of_tasks
+from lightning_meta.task import Task, map_tensors, number_of_tasks, tensors_of
 
 TaskParallel = Literal["auto", "vmap", "loop"] | int
 Result = TypeVar("Result")
@@ -74,7 +75,8 @@ class TaskMap:
             The results, in the order of the tasks.
 
         Raises:
-            RuntimeError: `torch.vmap` was asked for and cannot run the network; the message names the layer.
+            NetworkError: The network cannot run on these inputs, or `torch.vmap` was asked for and cannot run the
+                network; the message names the layer.
         """
         single = Learner(self.network, self.names, vectorized=False)
         together = Learner(self.network, self.names, vectorized=True)
@@ -89,7 +91,13 @@ class TaskMap:
                 else:
                     yield result
                     continue
-            yield from (function(single, task) for task in split(chunk, 1))
+            for task in split(chunk, 1):
+                try:
+                    result = function(single, task)
+                except Exception as error:
+                    self._explain(function, single, task, error)
+                    raise
+                yield result
 
     def _fall_back(
         self,
@@ -105,15 +113,33 @@ class TaskMap:
             for task in split(chunk, 1):
                 function(single, task)
         except Exception as own:  # it has nothing to do with vmap
+            self._explain(function, single, task, own)
             raise own from None
-        where = f"layer {layer}" if layer else "the loss or the inner optimizer"
-        reason = f"torch.vmap cannot run {where}: {(str(error).splitlines() or [repr(error)])[0]}"
+        reason = f"torch.vmap cannot run {_named(layer)}: {first_line(error)}"
         if self.task_parallel != "auto":
-            raise RuntimeError(
+            raise NetworkError(
                 f"{reason}\nUse task_parallel='loop', or replace it by one that vmap can run."
             ) from error
         warnings.warn(f"{reason}\nRunning tasks one after another (task_parallel='loop').", stacklevel=2)
         self._vectorizes = False
+
+    def _explain(
+        self, function: Callable[[Learner, Task], object], learner: Learner, task: Task, error: Exception
+    ) -> None:
+        """Raise an error from inside of torch as one that says what failed on what."""
+        if isinstance(error, torch.OutOfMemoryError) or not is_torchs(error):
+            return
+        layer = failing_layer(self.network, lambda: function(learner, task))
+        shapes = [f"{tuple(tensor.shape[1:])} of {tensor.dtype}" for tensor in tensors_of(task.support.inputs)]
+        targets = task.support.targets
+        raise NetworkError(
+            f"{type(self.network).__name__}: {_named(layer)} failed: {first_line(error)}. A support set has "
+            f"inputs {', '.join(shapes)} and targets {tuple(targets.shape[1:])} of {targets.dtype}."
+        ) from error
+
+
+def _named(layer: str | None) -> str:
+    return f"layer {layer}" if layer else "the loss or the inner optimizer"
 
 
 def split(tasks: Task, size: int) -> list[Task]:

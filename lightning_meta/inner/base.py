@@ -62,8 +62,11 @@ def check_rate(name: str, value: float) -> float:
     """Refuse a rate or coefficient that is negative or not a number.
 
     Raises:
-        ValueError: It is.
+        TypeError: It is no number at all.
+        ValueError: It is negative, or "not a number".
     """
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} of an inner optimizer must be a number, got {value!r}.")
     if not value >= 0:
         raise ValueError(f"{name} of an inner optimizer must be 0 or more, got {name}={value}.")
     return value

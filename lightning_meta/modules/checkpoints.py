@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_meta.errors import first_line
 from lightning_meta.hyperparameters import PlainHyperparameters, differences
 from lightning_meta.randomness import global_state, set_global_state
 
@@ -106,12 +107,12 @@ def readable(path: Any) -> Iterator[None]:
         if "weights_only" in text or "Unsupported global" in text:
             raise CheckpointError(
                 f"The checkpoint {path} holds objects, and to load those could run any code: "
-                f"{_first_line(text)} If you trust whoever wrote it, give weights_only=False."
+                f"{first_line(error)} If you trust whoever wrote it, give weights_only=False."
             ) from error
         if isinstance(error, ValueError | TypeError | KeyError | AttributeError):  # made of what was read well
             raise
         raise CheckpointError(
-            f"{path} cannot be read: it is truncated, or no checkpoint of Lightning ({_first_line(text)})."
+            f"{path} cannot be read: it is truncated, or no checkpoint of Lightning ({first_line(error)})."
         ) from error
 
 
@@ -127,10 +128,6 @@ def check_is_checkpoint(checkpoint: Any) -> None:
             f"The file is no checkpoint of Lightning: it has no state_dict, but {found}. For weights saved on their "
             "own use module.network.load_state_dict."
         )
-
-
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no message"])[0]
 
 
 class CheckpointedModule(PlainHyperparameters, pl.LightningModule):

@@ -1,0 +1,76 @@
+"""The parser of the command line: class names, and errors that end in a line for people."""
+
+import re
+import sys
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_meta import models
+
+_LONGEST_VALUE = 80
+_NOT_REASONS = (
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Does not validate",
+    "Problem with",
+    "NoneType'>",
+    "Expected a path",
+)
+
+
+def qualified(value: Any) -> Any:
+    """Give the package's networks their full class path: torchvision has an MLP, too."""
+    if isinstance(value, dict):
+        value = {key: qualified(inner) for key, inner in value.items()}
+        if value.get("class_path") in models.__all__:
+            value["class_path"] = f"lightning_meta.{value['class_path']}"
+    elif isinstance(value, list):
+        value = [qualified(inner) for inner in value]
+    return value
+
+
+class MetaParser(LightningArgumentParser):
+    """Says at the end of what it refuses which key, which value and what to do."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong, the essence of it in the last line, and exit with the status 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        if "\n" in message.strip():
+            sys.stderr.write(f"{message.strip()}\n")
+        sys.stderr.write(f"error: {essence(message)} See {parser.prog.replace(' [options]', '')} --help.\n")
+        sys.exit(2)
+
+
+def essence(message: str) -> str:
+    r"""The key, the value and the reasons in an error of the parser, in one line.
+
+    Example:
+        >>> essence("Parser key \"trainer.max_epochs\":\n  Expected a <class 'int'>\n  Given value: many")
+        'trainer.max_epochs: many is not accepted: expected int.'
+    """
+    keys: list[str] = []
+    reasons: list[str] = []
+    deepest = -1
+    for line in message.splitlines():
+        indentation = len(line) - len(line.lstrip(" -"))
+        for key in re.findall(r'Parser key "([^"]+)"', line):
+            if indentation > deepest:  # of several alternatives the first
+                keys.append(key)
+        if "Parser key" in line:
+            deepest = max(deepest, indentation)
+        rest = re.sub(r"^.*Parser key \"[^\"]+\":|Got value: .*$|Given value: .*$", "", line).strip(" -.")
+        if rest and not any(part in line for part in _NOT_REASONS) and rest not in reasons:
+            reasons.append(rest)
+    values = re.findall(r"(?:Given value|Got value): (.+)", message)
+    value = values[0] if values else ""
+    nested = re.findall(r"NestedArg\(key='([^']*)', val=(.*)\)\s*$", message)
+    if nested:
+        keys, value = [keys[0], nested[0][0]], nested[0][1].strip("'")
+    value = value if len(value) <= _LONGEST_VALUE else value[:_LONGEST_VALUE] + "..."
+    given = ".".join(keys) + (f": {value} is not accepted" if value else "")
+    why = re.sub(r"a <class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", "; ".join(reasons) or message.strip())
+    return f"{given}: {why[0].lower() + why[1:]}." if given else f"{why}."
