@@ -51,6 +51,8 @@ class MetaCLI(LightningCLI):
             accuracy = "cross_entropy" in loss or "crossentropy" in loss
             config.checkpoint.monitor = "val/query_accuracy" if accuracy else "val/query_loss"
             config.checkpoint.mode = "max" if accuracy else "min"
+        if config.get("weights_only") is None:
+            config.weights_only = True
         if config.get("ckpt_path"):
             config.ckpt_path = self._find_checkpoint(config.ckpt_path)
         elif self.subcommand != "fit":

@@ -123,7 +123,7 @@ class RunCheckpoint(ModelCheckpoint):
     def _save_last(self, trainer: pl.Trainer) -> None:
         self.last_model_path = str(Path(self._folder(trainer), "last.ckpt"))
         self._saved_step = _steps_done(trainer)
-        trainer.save_checkpoint(self.last_model_path)
+        trainer.save_checkpoint(self.last_model_path, weights_only=False)
 
     def _folder(self, trainer: pl.Trainer) -> str:
         return str(self.dirpath or trainer.default_root_dir)

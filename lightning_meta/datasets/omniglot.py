@@ -6,7 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_meta.datasets.class_dataset import ClassDataset
+from lightning_meta.errors import first_line
 from lightning_meta.randomness import uniforms
 
 FOLDER = "omniglot-py"
@@ -21,7 +22,7 @@ CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS = 20
 SPLITS = ("train", "val", "test")
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 _VAL_ALPHABETS = 5
 
 
@@ -67,21 +68,39 @@ def load_omniglot(root: str | Path, image_size: int = 28) -> tuple[Tensor, list[
     """
     folder = Path(root) / FOLDER
     files = _list_files(folder)
-    key = hashlib.sha256(repr((_CACHE_FORMAT, image_size, files)).encode()).hexdigest()[:16]
-    cache = folder / f"images-{image_size}-{key}.pt"
+    key = hashlib.sha256(repr((_CACHE_FORMAT, image_size, files)).encode()).hexdigest()
+    cache = folder / f"images-{image_size}.pt"
     shape = (len(files), DRAWINGS, 1, image_size, image_size)
     if cache.is_file():
         try:
-            images = torch.load(cache, weights_only=True)
-            if isinstance(images, Tensor) and images.dtype == torch.uint8 and tuple(images.shape) == shape:
-                return images, list(files)
+            return _checked(torch.load(cache, weights_only=True), key, shape), list(files)
         except Exception as error:
-            warnings.warn(f"The cache {cache} cannot be read and is made anew: {error}", stacklevel=2)
+            warnings.warn(f"The cache {cache} is made anew: {first_line(error)}", stacklevel=2)
     images = torch.stack(
         [_read_image(folder / name / file, image_size) for name, listed in files.items() for file, _ in listed]
     ).view(shape)
-    _save_atomically(images, cache)
+    _save_atomically({"key": key, "digest": _digest(images), "images": images}, cache)
     return images, list(files)
+
+
+def _checked(content: Any, key: str, shape: tuple[int, ...]) -> Tensor:
+    """The images of a cache file, if it is of these drawings and nothing of it has changed since.
+
+    Raises:
+        ValueError: It is of others, of another version of the package, or not what was written.
+    """
+    if not isinstance(content, dict) or content.get("key") != key:
+        raise ValueError("it is of other drawings, or of another version.")
+    images = content.get("images")
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or tuple(images.shape) != shape:
+        raise ValueError("it does not hold the images.")
+    if content.get("digest") != _digest(images):
+        raise ValueError("it has been changed.")
+    return images
+
+
+def _digest(images: Tensor) -> str:
+    return hashlib.sha256(images.contiguous().numpy().data).hexdigest()
 
 
 def _list_files(folder: Path) -> dict[str, list[tuple[str, int]]]:
@@ -121,12 +140,12 @@ def _read_image(path: Path, size: int) -> Tensor:
     return torch.from_numpy(255 - np.asarray(resized)).unsqueeze(0)
 
 
-def _save_atomically(images: Tensor, path: Path) -> None:
+def _save_atomically(content: dict[str, Any], path: Path) -> None:
     """Write the cache, complete or not at all; data in a folder that cannot be written to is still good to use."""
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             try:
-                torch.save(images, file)
+                torch.save(content, file)
                 file.close()
                 os.replace(file.name, path)
             except BaseException:

@@ -46,14 +46,15 @@ class TaskMap:
         self.names = names
         self.task_parallel = task_parallel
         self._convolutional = any(isinstance(layer, _ConvNd) for layer in network.modules())
-        self._vectorizes = True
+        self.vectorizes = True
+        """Whether `torch.vmap` has run the network so far; `"auto"` turns to the loop where it has not."""
 
     def together(self, tasks: Task) -> int:
         """How many tasks of this batch run together under `torch.vmap`; 0 for the loop."""
         batch = number_of_tasks(tasks)
         if isinstance(self.task_parallel, int):
             return min(self.task_parallel, batch)
-        if self.task_parallel == "loop" or not self._vectorizes:
+        if self.task_parallel == "loop" or not self.vectorizes:
             return 0
         if not self.names:  # weights that all tasks share
             return batch
@@ -121,7 +122,7 @@ class TaskMap:
                 f"{reason}\nUse task_parallel='loop', or replace it by one that vmap can run."
             ) from error
         warnings.warn(f"{reason}\nRunning tasks one after another (task_parallel='loop').", stacklevel=2)
-        self._vectorizes = False
+        self.vectorizes = False
 
     def _explain(
         self, function: Callable[[Learner, Task], object], learner: Learner, task: Task, error: Exception

@@ -109,6 +109,8 @@ def readable(path: Any) -> Iterator[None]:
                 f"The checkpoint {path} holds objects, and to load those could run any code: "
                 f"{first_line(error)} If you trust whoever wrote it, give weights_only=False."
             ) from error
+        if isinstance(error, KeyError) and "pytorch-lightning_version" in text:
+            raise CheckpointError(f"{path} is no checkpoint of Lightning: it does not say of which version.") from error
         if isinstance(error, ValueError | TypeError | KeyError | AttributeError):  # made of what was read well
             raise
         raise CheckpointError(

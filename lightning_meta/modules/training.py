@@ -185,11 +185,13 @@ class TrainedModule(EvaluatedModule):
         return []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count the skipped steps, too."""
+        """Save the number of skipped steps and how tasks are run, too."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["skipped_steps"] = self.skipped_steps
+        checkpoint["vectorizes"] = self.task_map.vectorizes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the number of skipped steps."""
+        """Restore the number of skipped steps and how tasks are run."""
         super().on_load_checkpoint(checkpoint)
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
+        self.task_map.vectorizes = checkpoint.get("vectorizes", True)

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -59,10 +60,70 @@ def test_a_broken_cache_is_made_anew(small):
     images = omniglot.load_omniglot(small)[0]
     (cache,) = (small / "omniglot-py").glob("*.pt")
     cache.write_bytes(cache.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="cannot be read and is made anew"):
+    with pytest.warns(UserWarning, match="is made anew"):
         assert torch.equal(omniglot.load_omniglot(small)[0], images)
     torch.save(torch.zeros(3), cache)
-    assert torch.equal(omniglot.load_omniglot(small)[0], images)
+    with pytest.warns(UserWarning, match="of another version"):
+        assert torch.equal(omniglot.load_omniglot(small)[0], images)
+
+
+def _one_pixel(content):
+    content["images"][3, 4, 0, 5, 6] += 1
+
+
+@pytest.mark.parametrize(
+    ("tamper", "reason"),
+    [
+        (_one_pixel, "has been changed"),
+        (lambda content: content.update(digest="0"), "has been changed"),
+        (lambda content: content.update(key="0"), "of another version"),
+        (lambda content: content.update(images=content["images"].float()), "does not hold the images"),
+        (lambda content: content.update(images=omniglot.Path("x")), "is made anew"),  # an object: never unpickled
+    ],
+)
+def test_a_cache_that_was_tampered_with_is_never_trusted(small, tamper, reason):
+    images = omniglot.load_omniglot(small)[0]
+    (cache,) = (small / "omniglot-py").glob("*.pt")
+    content = torch.load(cache, weights_only=True)
+    tamper(content)
+    torch.save(content, cache)
+    with pytest.warns(UserWarning, match=reason):
+        assert torch.equal(omniglot.load_omniglot(small)[0], images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(omniglot.load_omniglot(small)[0], images)
+
+
+def test_a_cache_of_another_version_is_made_anew(small, monkeypatch):
+    images = omniglot.load_omniglot(small)[0]
+    monkeypatch.setattr(omniglot, "_CACHE_FORMAT", omniglot._CACHE_FORMAT + 1)
+    with pytest.warns(UserWarning, match="of another version"):
+        assert torch.equal(omniglot.load_omniglot(small)[0], images)
+
+
+@pytest.mark.parametrize("genuine", [True, False])
+def test_archives_are_checked_and_cannot_write_outside_their_root(tmp_path, monkeypatch, genuine):
+    """What is downloaded is unpacked only if its checksum is that of the published archive, and stays in its folder."""
+    import torchvision.datasets.utils
+
+    root = tmp_path / "a" / "root"
+
+    def fetch(url, target, *_, **__):
+        with zipfile.ZipFile(target, "w") as archive:
+            archive.writestr("../../../escaped.txt", "out")
+            archive.writestr(f"{tmp_path}/absolute.txt", "out")
+            archive.writestr("images_background/inside.txt", "in")
+
+    monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", fetch)
+    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, **_: url)
+    if genuine:
+        fetch(None, tmp_path / "copy.zip")
+        monkeypatch.setattr(torchvision.datasets.utils, "check_md5", lambda path, md5: zipfile.is_zipfile(path))
+    with pytest.raises(RuntimeError, match=f"There is no Omniglot under {root}, and downloading it failed"):
+        omniglot.download(root)
+    written = [path for path in tmp_path.rglob("*.txt")]
+    assert bool(written) == genuine
+    assert all(root in path.parents for path in written)
 
 
 def test_a_folder_that_cannot_be_written_to_is_good_enough(small, monkeypatch):
