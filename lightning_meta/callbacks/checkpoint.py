@@ -87,9 +87,11 @@ class RunCheckpoint(ModelCheckpoint):
             return
         self._settle_whether_interrupted(trainer)
         # A checkpoint from between an epoch's last step and its validation would go on without that validation.
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or _validation_follows(trainer, batch_idx):
+        if _is_last_of_epoch(trainer) or _validation_follows(trainer, batch_idx):
             return
-        if self._interrupted or (self.every_n_steps and _steps_done(trainer) % self.every_n_steps == 0):
+        due = self.every_n_steps and _steps_done(trainer) % self.every_n_steps == 0
+        stops = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        if due or stops or self._interrupted:
             self._save_last(trainer)
             self._leave_if_interrupted(trainer)
 
@@ -103,7 +105,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the last, where there was no validation."""
-        if self._saved_step != _steps_done(trainer) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        # (Of an epoch that is left in its middle, a checkpoint of now would count as of one that is complete.)
+        if self._saved_step != _steps_done(trainer) and _is_last_of_epoch(trainer) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._save_last(trainer)
         self._leave_if_interrupted(trainer)
 
@@ -151,6 +154,10 @@ def _steps_done(trainer: pl.Trainer) -> int:
     """How many outer steps have been made, over all epochs."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     return int(progress.processed)
+
+
+def _is_last_of_epoch(trainer: pl.Trainer) -> bool:
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
 
 def _validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:

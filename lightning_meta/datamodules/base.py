@@ -125,13 +125,13 @@ class EpisodicDataModule(PlainHyperparameters, pl.LightningDataModule):
                 if tasks is not None:
                     self.tasks[split] = tasks
         world = self._rank_and_world()[1]
-        if self.meta_batch_size % world:
+        if stage in ("fit", None) and self.meta_batch_size % world:
             raise ValueError(
                 f"meta_batch_size={self.meta_batch_size} is the number of tasks in an outer step over all devices "
                 f"together, and {world} devices do not divide it. Make it a multiple of {world}."
             )
-        for name in ("val_tasks", "test_tasks"):
-            if getattr(self, name) < world:
+        for name, stages in (("val_tasks", ("fit", "validate", None)), ("test_tasks", ("test", "predict", None))):
+            if stage in stages and getattr(self, name) < world:
                 raise ValueError(f"{name}={getattr(self, name)} is fewer than the {world} devices. Raise it.")
 
     def train_dataloader(self) -> TaskLoader:

@@ -202,6 +202,9 @@ class CheckpointedModule(PlainHyperparameters, pl.LightningModule):
             raise CheckpointError(
                 f"The checkpoint does not fit this {type(self).__name__}: {'; '.join(misfits)}. {reason}"
             )
+        if self._trainer is not None:
+            # Lightning would load into float32, and convert to float64 afterwards.
+            self._trainer.precision_plugin.convert_module(self)
         if changed:
             rank_zero_warn(
                 "The checkpoint was written with other hyperparameters; those of now are used (but a training that is "
