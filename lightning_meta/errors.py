@@ -4,9 +4,12 @@ import os
 import traceback
 from pathlib import Path
 
+import lightning
 import torch
 
-_PACKAGE, _TORCH = (str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
+_PACKAGE, _TORCH, _LIGHTNING = (
+    str(Path(str(module)).parent) + os.sep for module in (__file__, torch.__file__, lightning.__file__)
+)
 
 
 class ConfigurationError(ValueError):
@@ -25,6 +28,11 @@ def is_own(error: BaseException) -> bool:
 def is_torchs(error: BaseException) -> bool:
     """Whether an error was raised inside of torch."""
     return _raised_in(error).startswith(_TORCH)
+
+
+def is_lightnings(error: BaseException) -> bool:
+    """Whether an error was raised by Lightning."""
+    return _raised_in(error).startswith(_LIGHTNING)
 
 
 def _raised_in(error: BaseException) -> str:

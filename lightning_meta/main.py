@@ -18,9 +18,9 @@ from yaml import YAMLError
 
 from lightning_meta.callbacks import RunCheckpoint
 from lightning_meta.datamodules import EpisodicDataModule
-from lightning_meta.errors import ConfigurationError, first_line, is_own, one_line
+from lightning_meta.errors import ConfigurationError, is_lightnings, is_own, one_line
 from lightning_meta.modules import MetaModule
-from lightning_meta.parser import MetaParser, qualified
+from lightning_meta.parser import MetaParser, qualified, reasons
 from lightning_meta.run_folder import KeptLog, RunFolder
 
 
@@ -140,7 +140,7 @@ def _explained(part: str) -> Iterator[None]:
     except Exception as error:
         if is_own(error):
             raise
-        raise ConfigurationError(f"{part}: {first_line(error)}") from error
+        raise ConfigurationError(f"{part}: {reasons(str(error))}.") from error
 
 
 def main(args: ArgsType = None) -> MetaCLI:
@@ -151,6 +151,10 @@ def main(args: ArgsType = None) -> MetaCLI:
 
     Returns:
         The command line object, with `trainer`, `model` and `datamodule`.
+
+    Raises:
+        ConfigurationError: The configuration can be read, but Lightning, or what is built from it, refuses it.
+        SystemExit: The configuration cannot be read; the status is 2.
     """
     load = get_loader("yaml")
     set_loader("yaml", lambda text: qualified(load(text)), exceptions=(YAMLError,))
@@ -168,6 +172,10 @@ def main(args: ArgsType = None) -> MetaCLI:
             auto_configure_optimizers=False,
             args=args,
         )
+    except Exception as error:
+        if is_lightnings(error):
+            raise ConfigurationError(f"Lightning: {' '.join(str(error).split())}") from error
+        raise
     finally:
         set_loader("yaml", load, exceptions=(YAMLError,))
 

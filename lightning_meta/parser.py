@@ -53,7 +53,6 @@ def essence(message: str) -> str:
         'trainer.max_epochs: many is not accepted: expected int.'
     """
     keys: list[str] = []
-    reasons: list[str] = []
     deepest = -1
     for line in message.splitlines():
         indentation = len(line) - len(line.lstrip(" -"))
@@ -62,9 +61,6 @@ def essence(message: str) -> str:
                 keys.append(key)
         if "Parser key" in line:
             deepest = max(deepest, indentation)
-        rest = re.sub(r"^.*Parser key \"[^\"]+\":|Got value: .*$|Given value: .*$", "", line).strip(" -.")
-        if rest and not any(part in line for part in _NOT_REASONS) and rest not in reasons:
-            reasons.append(rest)
     values = re.findall(r"(?:Given value|Got value): (.+)", message)
     value = values[0] if values else ""
     nested = re.findall(r"NestedArg\(key='([^']*)', val=(.*)\)\s*$", message)
@@ -72,5 +68,16 @@ def essence(message: str) -> str:
         keys, value = [keys[0], nested[0][0]], nested[0][1].strip("'")
     value = value if len(value) <= _LONGEST_VALUE else value[:_LONGEST_VALUE] + "..."
     given = ".".join(keys) + (f": {value} is not accepted" if value else "")
-    why = re.sub(r"a <class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", "; ".join(reasons) or message.strip())
+    why = reasons(message)
     return f"{given}: {why[0].lower() + why[1:]}." if given else f"{why}."
+
+
+def reasons(message: str) -> str:
+    """The reasons that the parser, or a class that it made, gave for an error, in one line."""
+    found: list[str] = []
+    for line in message.splitlines():
+        rest = re.sub(r"^.*Parser key \"[^\"]+\":|Got value: .*$|Given value: .*$", "", line).strip(" -.")
+        if rest and not any(part in line for part in _NOT_REASONS) and rest not in found:
+            found.append(rest)
+    named = "; ".join(found) or message.strip()
+    return re.sub(r"a <class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", named)

@@ -18,7 +18,7 @@ LEVELS = [
     {"main"},
     {"__main__"},
 ]
-KNOW_LIGHTNING = {"modules", "datamodules", "callbacks", "main", "hyperparameters", "parser", "run_folder"}
+KNOW_LIGHTNING = {"errors", "modules", "datamodules", "callbacks", "main", "hyperparameters", "parser", "run_folder"}
 
 
 def imports():

@@ -32,7 +32,7 @@ class RunCheckpoint(ModelCheckpoint):
         every_n_steps: After how many outer steps to write `last.ckpt`; 0 for after validations and epochs only.
 
     Raises:
-        ValueError: `every_n_steps` is negative.
+        ValueError: `every_n_steps`, `save_top_k` or `filename` is not a possible value.
     """
 
     def __init__(
@@ -44,8 +44,11 @@ class RunCheckpoint(ModelCheckpoint):
         save_top_k: int = 1,
         every_n_steps: int = 500,
     ) -> None:
-        if every_n_steps < 0:
-            raise ValueError(f"every_n_steps must be 0 or more, got {every_n_steps}.")
+        for name, value, least in (("every_n_steps", every_n_steps, 0), ("save_top_k", save_top_k, -1)):
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+        if not filename:
+            raise ValueError("filename must be the name of the best checkpoint, got none.")
         super().__init__(
             dirpath,
             filename,

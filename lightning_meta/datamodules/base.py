@@ -1,7 +1,6 @@
 """The base of the data modules: streams of tasks for meta-training and fixed tasks for evaluation."""
 
 from functools import partial
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -53,9 +52,10 @@ class EpisodicDataModule(PlainHyperparameters, pl.LightningDataModule):
 
     def __init__(
         self,
-        train_dataset: Dataset[Any] | None = None,
-        val_dataset: Dataset[Any] | None = None,
-        test_dataset: Dataset[Any] | None = None,
+        # Not Dataset[Any]: of that the command line would refuse data sets with arguments of their own.
+        train_dataset: Dataset | None = None,  # type: ignore[type-arg]
+        val_dataset: Dataset | None = None,  # type: ignore[type-arg]
+        test_dataset: Dataset | None = None,  # type: ignore[type-arg]
         n_way: int = 5,
         k_shot: int = 1,
         n_query: int = 15,

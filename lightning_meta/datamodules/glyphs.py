@@ -38,8 +38,10 @@ class GlyphsDataModule(EpisodicDataModule):
         self.classes = {"train": train_classes, "val": val_classes, "test": test_classes}
         self.glyphs_seed = glyphs_seed
         for split, count in self.classes.items():
-            if count < 1:
-                raise ValueError(f"{split}_classes must be at least 1, got {count}.")
+            if type(count) is not int or count < 1:
+                raise ValueError(f"{split}_classes must be a whole number of at least 1, got {count!r}.")
+        if type(glyphs_seed) is not int or not 0 <= glyphs_seed < 2**64:
+            raise ValueError(f"glyphs_seed must be a whole number of at least 0 and below 2**64, got {glyphs_seed!r}.")
 
     def configure_datasets(self) -> None:
         """Draw the classes of every split."""

@@ -113,7 +113,7 @@ def check_callables(**functions: Any) -> None:
     """
     for name, value in functions.items():
         wrong_kind = isinstance(value, type) if name == "loss" else isinstance(value, nn.Module)
-        if value is not None and (not callable(value) or wrong_kind):
+        if (value is not None or name == "optimizer") and (not callable(value) or wrong_kind):
             raise TypeError(
                 f"{name} must be callable, got {value!r}. Give an optimizer or a schedule as a function that makes "
                 "it, such as lambda params: Adam(params, lr=1e-3), and a loss as a function of predictions and "

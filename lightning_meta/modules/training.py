@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.amp import GradScaler
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_meta.modules.checkpoints import AtomicCheckpointIO
@@ -170,11 +170,26 @@ class TrainedModule(EvaluatedModule):
         return [p for p in self.parameters() if p.requires_grad]
 
     def configure_optimizers(self) -> Any:
-        """The outer optimizer over all trainable parameters, and its scheduler."""
-        optimizer = self.optimizer(self.outer_parameters())
+        """The outer optimizer over all trainable parameters, and its scheduler.
+
+        Raises:
+            ValueError: One of them refuses its arguments, or is of a kind that meta-training cannot use.
+        """
+        try:
+            optimizer = self.optimizer(self.outer_parameters())
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"optimizer cannot be made from the parameters: {error}.") from error
+        if isinstance(optimizer, LBFGS):
+            raise ValueError(
+                "LBFGS evaluates the loss many times in a step, on the same tasks: give another optimizer."
+            )
         if self.lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+        try:
+            scheduler = self.lr_scheduler(optimizer)
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"lr_scheduler cannot be made from the optimizer: {error}.") from error
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """No callbacks; the first hook of a run, where settings of the Trainer that belong here are refused."""

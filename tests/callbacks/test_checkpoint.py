@@ -85,5 +85,5 @@ def test_nothing_is_saved_in_a_trial_run(tmp_path):
 
 
 def test_a_negative_number_of_steps_is_refused():
-    with pytest.raises(ValueError, match="every_n_steps must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="every_n_steps must be a whole number of at least 0, got -1"):
         RunCheckpoint(every_n_steps=-1)
