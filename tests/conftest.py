@@ -13,7 +13,7 @@ def pytest_addoption(parser):
     parser.addoption("--all-cases", action="store_true", help="Every algorithm in every way on many processes.")
     parser.addoption("--kills", type=int, default=2, help="How many trainings of each algorithm to kill.")
     parser.addoption("--fuzz-examples", type=int, default=25, help="How many configurations to try.")
-    parser.addoption("--endurance-steps", type=int, default=1500, help="How long to look at the memory.")
+    parser.addoption("--endurance-steps", type=int, default=3000, help="How long to look at the memory.")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,23 +1,42 @@
 """Loaders of tasks that Lightning leaves alone."""
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from lightning_meta.errors import one_line
 from lightning_meta.task import Task, TaskDistribution
 
 
-class _Batches(Dataset[Task]):
+class DataError(RuntimeError):
+    """A worker process could not make tasks."""
+
+
+class _Failure(NamedTuple):
+    """What a worker hands over in the place of a batch that it could not make."""
+
+    message: str
+    trace: str
+
+
+class _Batches(Dataset["Task | _Failure"]):
     """Item `i` is the batch of the tasks that `numbers(i)` names."""
 
     def __init__(self, distribution: TaskDistribution, numbers: Callable[[int], Sequence[int]]) -> None:
         self.distribution = distribution
         self.numbers = numbers
 
-    def __getitem__(self, index: int) -> Task:
-        return self.distribution.tasks(self.numbers(index))
+    def __getitem__(self, index: int) -> Task | _Failure:
+        try:
+            return self.distribution.tasks(self.numbers(index))
+        except Exception as error:
+            if get_worker_info() is None:
+                raise
+            # torch would raise it in the main process with all of its trace for a message.
+            return _Failure(f"Tasks {list(self.numbers(index))}: {one_line(error)}", traceback.format_exc())
 
 
 class TaskLoader:
@@ -33,6 +52,9 @@ class TaskLoader:
         first: Asked at the start of each iteration for the number of its first batch.
         num_workers: Worker processes; none make the tasks in this one.
         finish: Applied to each batch in this process.
+
+    Raises:
+        DataError: In the iteration, a worker process could not make a batch; the message says of which tasks and why.
     """
 
     def __init__(
@@ -65,6 +87,8 @@ class TaskLoader:
             generator=torch.Generator().manual_seed(start),
         )
         for task in loader:
+            if isinstance(task, _Failure):
+                raise DataError(task.message) from RuntimeError(f"In a worker process:\n{task.trace}")
             yield task if self.finish is None else self.finish(task)
 
     def state_dict(self) -> dict[str, int]:

@@ -55,9 +55,10 @@ class Conv4(nn.Module):
         image_size: int = 28,
     ) -> None:
         super().__init__()
-        for name, value in {"n_way": n_way, "hidden": hidden, "in_channels": in_channels}.items():
-            if value < 1:
-                raise ValueError(f"Conv4 needs {name} to be at least 1, got {value}.")
+        counts = {"n_way": n_way, "hidden": hidden, "in_channels": in_channels, "image_size": image_size}
+        for name, value in counts.items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"Conv4 needs {name} to be a whole number of at least 1, got {value!r}.")
         if downsample not in ("stride", "pool"):
             raise ValueError(f"downsample must be 'stride' or 'pool', got {downsample!r}.")
         if norm not in _NORMS:

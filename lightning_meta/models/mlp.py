@@ -40,10 +40,11 @@ class MLP(nn.Module):
         norm: Literal["batch", "none"] = "none",
     ) -> None:
         super().__init__()
-        if not hidden or min(in_features, out_features, *hidden) < 1:
+        sizes = [in_features, out_features, *(hidden or [0])]
+        if any(type(size) is not int or size < 1 for size in sizes):
             raise ValueError(
                 "An MLP needs at least one hidden layer and sizes of at least 1, got "
-                f"in_features={in_features}, hidden={list(hidden)}, out_features={out_features}."
+                f"in_features={in_features}, hidden={hidden!r}, out_features={out_features}."
             )
         if norm not in ("batch", "none"):
             raise ValueError(f"norm must be 'batch' or 'none', got {norm!r}.")

@@ -10,8 +10,9 @@ from lightning_meta.functional.learner import Learner, Params, twice_differentia
 from lightning_meta.functional.meta_gradient import task_surrogates
 from lightning_meta.functional.scaling import scaled_gradients
 from lightning_meta.inner import InnerOptimizer
+from lightning_meta.modules.adapting import Adapted
 from lightning_meta.modules.checks import check_meta_parameters
-from lightning_meta.modules.gradient_based import Adapted, GradientBasedModule
+from lightning_meta.modules.gradient_based import GradientBasedModule
 from lightning_meta.modules.outcome import Outcome
 from lightning_meta.task import Task
 

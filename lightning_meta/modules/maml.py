@@ -10,7 +10,8 @@ from lightning_meta.functional.learner import Learner, Params, dict_key
 from lightning_meta.functional.multi_step import multi_step_weights
 from lightning_meta.functional.normalization import batch_normalized_layers
 from lightning_meta.inner import SGD, InnerOptimizer
-from lightning_meta.modules.gradient_based import Adapted, GradientBasedModule
+from lightning_meta.modules.adapting import Adapted
+from lightning_meta.modules.gradient_based import GradientBasedModule
 from lightning_meta.modules.outcome import Outcome
 from lightning_meta.task import Task, number_of_tasks
 

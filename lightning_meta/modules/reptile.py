@@ -12,8 +12,9 @@ from lightning_meta.functional.learner import Learner, Params
 from lightning_meta.functional.meta_gradient import task_surrogates
 from lightning_meta.functional.normalization import batch_normalized_layers
 from lightning_meta.inner import Adam, InnerOptimizer
+from lightning_meta.modules.adapting import Adapted
 from lightning_meta.modules.checks import check_meta_parameters
-from lightning_meta.modules.gradient_based import Adapted, GradientBasedModule
+from lightning_meta.modules.gradient_based import GradientBasedModule
 from lightning_meta.modules.outcome import Outcome
 from lightning_meta.modules.training import OptimizerCallable
 from lightning_meta.randomness import uniforms

@@ -33,7 +33,7 @@ def test_mlp_of_the_papers():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Conv4(0), "n_way to be at least 1, got 0"),
+        (lambda: Conv4(0), "n_way to be a whole number of at least 1, got 0"),
         (lambda: Conv4(5, downsample="max"), "'stride' or 'pool', got 'max'"),
         (lambda: Conv4(5, norm="bach"), "'batch', .* got 'bach'"),
         (lambda: Conv4(5, hidden=12, norm="group"), "multiple of 8, got 12"),
