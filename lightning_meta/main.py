@@ -166,6 +166,7 @@ def main(args: ArgsType = None) -> MetaCLI:
             subclass_mode_data=True,
             parser_kwargs={},
             parser_class=MetaParser,
+            parser_kwargs={"prog": "lightning-meta"},
             save_config_callback=RunFolder,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,

@@ -9,6 +9,7 @@ from lightning.pytorch.plugins import Precision
 from torch.utils.data import Subset
 
 from lightning_meta import EpisodicDataModule, Examples, GlyphsDataModule, SinusoidDataModule, Task
+from lightning_meta.datamodules.loader import DataError
 from lightning_meta.datasets import ClassDataset
 from tests.datamodules.test_class_tasks import Plain, numbered
 
@@ -235,3 +236,40 @@ def test_numbers_of_another_kind_are_refused(arguments):
     ((name, value),) = arguments.items()
     with pytest.raises(TypeError, match=f"{name} must be a whole number, got {value!r}"):
         EpisodicDataModule(**arguments)
+
+
+class Broken:
+    """Tasks of which one cannot be made."""
+
+    def __init__(self, own):
+        self.own = own
+
+    def tasks(self, numbers):
+        if 5 in numbers:
+            raise KeyError("reading 5")
+        return self.own.tasks(numbers)
+
+
+def test_what_fails_in_a_worker_is_one_line_that_names_the_tasks():
+    data = module(num_workers=2)
+    data.setup()
+    data.tasks["train"] = Broken(data.tasks["train"])
+    with pytest.raises(DataError, match=r"^Tasks \[.*5.*\]: KeyError: 'reading 5'$") as error:
+        list(data.train_dataloader())
+    assert "in tasks" in str(error.value.__cause__)  # the worker's own trace
+
+
+def test_the_example_that_a_worker_cannot_read_is_named():
+    class Unreadable(torch.utils.data.Dataset):
+        targets = tuple(i % 5 for i in range(30))
+
+        def __len__(self):
+            return 30
+
+        def __getitem__(self, index):
+            raise OSError(f"image{index}.png is broken")
+
+    data = EpisodicDataModule(Unreadable(), n_way=5, n_query=2, meta_batch_size=2, num_workers=1)
+    data.setup()
+    with pytest.raises(DataError, match=r"train: example (\d+) of the data set cannot be read: image\1\.png is broken"):
+        list(data.train_dataloader())
