@@ -164,7 +164,6 @@ def main(args: ArgsType = None) -> MetaCLI:
             EpisodicDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            parser_kwargs={},
             parser_class=MetaParser,
             parser_kwargs={"prog": "lightning-meta"},
             save_config_callback=RunFolder,
