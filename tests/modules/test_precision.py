@@ -1,10 +1,13 @@
 """Half precision trains like single precision; under float16 inner gradients do not vanish."""
 
+from itertools import pairwise
 from unittest.mock import PropertyMock, patch
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_meta import MLP, Conv4, GlyphsDataModule, MAMLModule, ReptileModule, SinusoidDataModule
 from lightning_meta.functional.scaling import scaled_gradients
@@ -24,22 +27,53 @@ class KeepFirstGradient(torch.optim.SGD):
         return super().step(closure)
 
 
+def float16(scale=2.0**10):
+    """16-mixed on the CPU, where Lightning would take bfloat16."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_in_every_precision(name, tmp_path):
     found = {}
-    for precision in ("64-true", "32-true", "bf16-mixed"):
+    for precision in ("64-true", "32-true", "bf16-mixed", "16-mixed"):
         module = made(name, optimizer=lambda params: KeepFirstGradient(params, lr=0.01)).float()
         dtype = torch.float64 if precision == "64-true" else torch.float32
-        run = trainer(tmp_path, precision=precision, max_epochs=1)
+        plugins = {"plugins": [float16()]} if precision == "16-mixed" else {"precision": precision}
+        run = trainer(tmp_path, max_epochs=1, **plugins)
         run.fit(module, FixedDataModule(image_tasks(k_shot=4, dtype=torch.float32), steps_per_epoch=3))
         assert all(p.dtype == dtype and torch.isfinite(p).all() for p in module.parameters())
         assert torch.isfinite(run.callback_metrics["val/query_loss"])
         (optimizer,) = run.optimizers
         found[precision] = optimizer.gradients
     assert relative_error(found["32-true"], found["64-true"]) < 1e-4
-    half, exact = (torch.cat([g.flatten() for g in found[p]]) for p in ("bf16-mixed", "64-true"))
-    assert not torch.equal(half, exact)
-    assert F.cosine_similarity(half, exact, dim=0) > 0.95
+    exact, *halves = (torch.cat([g.flatten() for g in found[p]]) for p in ("64-true", "bf16-mixed", "16-mixed"))
+    for half, least in zip(halves, (0.95, 0.99), strict=True):
+        assert not torch.equal(half, exact)
+        assert F.cosine_similarity(half, exact, dim=0) > least
+
+
+def test_steps_whose_gradients_are_too_large_for_float16_are_left_out_counted_and_logged(tmp_path):
+    """The scale halves with each of them, until gradients fit; what is skipped changes nothing."""
+    torch.manual_seed(0)
+    module = MAMLModule(MLP(), inner_lr=0.01, loss=F.mse_loss)
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, *_):
+            seen.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+
+    run = trainer(tmp_path, max_epochs=1, plugins=[float16(2.0**24)], callbacks=[Watch()])
+    run.fit(module, SinusoidDataModule(meta_batch_size=4, steps_per_epoch=20, val_tasks=2))
+    skipped = module.skipped_steps
+    assert 0 < skipped < 20
+    Watch().on_train_batch_start()
+    assert sum(torch.equal(before, after) for before, after in pairwise(seen)) == skipped
+    assert module.loss_scale == 2.0 ** (24 - skipped)
+    assert run.callback_metrics["train/skipped_steps"] == skipped
+    assert run.global_step == 20 - skipped
+    run = trainer(tmp_path, max_epochs=1, plugins=[float16(2.0**60)])
+    with pytest.raises(FloatingPointError, match="more than max_skipped_steps=20"):
+        run.fit(module, SinusoidDataModule(meta_batch_size=4, steps_per_epoch=30, val_tasks=2))
 
 
 def learn_sinusoid(precision, tmp_path, steps):
