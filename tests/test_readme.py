@@ -1,4 +1,4 @@
-"""What the README shows works."""
+"""What the README and the documents beside it show works."""
 
 import re
 import shlex
@@ -13,7 +13,8 @@ from tests.test_main import QUIET
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+DOCUMENTS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+PYTHON = re.findall(r"```python\n(.*?)```", README + "".join(DOCUMENTS.values()), re.DOTALL)
 COMMANDS = re.findall(r"^lightning-meta (.*)$", README, re.MULTILINE)
 SMALL = ["--data.steps_per_epoch", "2", "--data.val_tasks", "2", "--data.test_tasks", "2", "--trainer.max_epochs", "1"]
 
@@ -28,7 +29,7 @@ def test_python(block, tmp_path, monkeypatch):
 
 
 def test_there_are_examples_of_all_three_ways():
-    assert len(PYTHON) == 5
+    assert len(PYTHON) == 6
     assert len(COMMANDS) >= 4
 
 
@@ -48,4 +49,15 @@ def test_every_path_that_is_named_exists():
     for path in re.findall(r"`((?:configs|scripts|lightning_meta|tests)/[\w/.]*)`", README):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"\]\(([\w/.]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_the_documents_name_is_there(name):
+    document = DOCUMENTS[name]
+    for path in re.findall(r"`((?:configs|scripts|lightning_meta|tests)/[\w/.]*)`", document):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(([\w/.]+)\)", document):
+        assert (ROOT / "docs" / path).exists(), path
+    for path in re.findall(r"`\./scripts/test ([\w/.]+)", document):
         assert (ROOT / path).exists(), path

@@ -70,7 +70,6 @@ def test_steps_whose_gradients_are_too_large_for_float16_are_left_out_counted_an
     assert sum(torch.equal(before, after) for before, after in pairwise(seen)) == skipped
     assert module.loss_scale == 2.0 ** (24 - skipped)
     assert run.callback_metrics["train/skipped_steps"] == skipped
-    assert run.global_step == 20 - skipped
     run = trainer(tmp_path, max_epochs=1, plugins=[float16(2.0**60)])
     with pytest.raises(FloatingPointError, match="more than max_skipped_steps=20"):
         run.fit(module, SinusoidDataModule(meta_batch_size=4, steps_per_epoch=30, val_tasks=2))
