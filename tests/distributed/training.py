@@ -118,8 +118,8 @@ class Record(pl.Callback):
 def tasks_seen(world, workers, path):
     record = Record()
     module = MAMLModule(ImagesOnly(n_way=5, hidden=4), inner_lr=0.1)
-    data = NumberedDataModule(meta_batch_size=4, steps_per_epoch=25, num_workers=workers)
-    trainer(world, max_epochs=2, limit_val_batches=0, callbacks=[record]).fit(module, data)
+    data = NumberedDataModule(meta_batch_size=4, steps_per_epoch=50, num_workers=workers)
+    trainer(world, max_epochs=1, limit_val_batches=0, callbacks=[record]).fit(module, data)
     torch.save(record.seen, f"{path}.{os.environ.get('RANK', '0')}")
 
 
