@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_meta.functional.kernels import task_kernels
 from lightning_meta.functional.normalization import batch_normalization, record_statistics, with_stored_statistics
 from lightning_meta.task import map_tensors
 
@@ -67,7 +68,7 @@ class Learner:
 
     def call(self, params: Params, buffers: Params, inputs: Any) -> Any:
         """Predictions of one task's parameters (without the task dimension): `(examples, ...)`."""
-        with batch_normalization(self.network) if self.transductive else nullcontext():
+        with batch_normalization(self.network) if self.transductive else nullcontext(), task_kernels():
             return functional_call(self.network, (params, buffers), (inputs,))
 
     def predict(self, params: Params, buffers: Params, inputs: Any) -> Any:
