@@ -201,6 +201,8 @@ def with_parallel_metalearn(case: Case, network: nn.Module, tasks: Task, first_o
 WAYS: dict[str, Callable[[Case, nn.Module, Task, bool], Step | None]] = {
     "loop": own("loop"),
     "chunk 4": own(4),
+    "chunk 8": own(8),
+    "chunk 16": own(16),
     "vmap": own("vmap"),
     "auto": own("auto"),
     "compiled": own("auto", compile=True),

@@ -31,6 +31,34 @@ class Geometry(NamedTuple):
         return self.stride, self.padding, self.dilation, False, (0,) * len(self.stride), self.groups * tasks
 
 
+def _dense(x: Tensor) -> Tensor:
+    """`(examples, B, channels, ...)` without gaps, in the order that torch is fastest in: for one task channels last."""
+    if x.shape[1] == 1 and x.dim() == 5:
+        return x.squeeze(1).contiguous(memory_format=torch.channels_last).unsqueeze(1)
+    return x.contiguous()
+
+
+def _images(x: Tensor) -> Tensor:
+    """`(examples, 1, channels, ...)` of one task, without the task dimension and known to have the channels last."""
+    x = _dense(x).squeeze(1)
+    if x.dim() == 4 and x.shape[1] == 1:  # torch takes one channel for channels first, unless strides say otherwise
+        x = x.as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
+    return x
+
+
+def _together(x: Tensor, *, as_groups: bool) -> Tensor:
+    """`(examples, B, channels, ...)` as one batch of images, with the tasks among the examples or the channels."""
+    return _images(x) if x.shape[1] == 1 else x.flatten(1, 2) if as_groups else x.flatten(0, 1)
+
+
+def _placeholder(like: Tensor, shape: Sequence[int], *, as_groups: bool) -> Tensor:
+    """A tensor of which torch reads the shape only."""
+    if shape[1] == 1 and len(shape) == 5:
+        size = (shape[0], *shape[2:])
+        return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    return _together(like.new_empty(shape), as_groups=as_groups)
+
+
 def _is_shared(weight: Tensor) -> bool:
     """Whether all tasks have the same weights: there is one for all, or copies that are views of one."""
     return weight.shape[0] == 1 or weight.stride(0) == 0
@@ -41,37 +69,34 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
     if _is_shared(weight):
         fused = bias is None or _is_shared(bias)
         own = bias[0] if bias is not None and fused else None
-        y = aten.convolution(x.flatten(0, 1), weight[0], own, *geometry.arguments(1)).unflatten(0, (n, tasks))
+        y = aten.convolution(_together(x, as_groups=False), weight[0], own, *geometry.arguments(1))
+        y = y.unflatten(0, (n, tasks))
         return y if bias is None or fused else y + bias.reshape(1, *bias.shape, *(1,) * (y.dim() - 3))
     own = None if bias is None else bias.expand(tasks, -1).flatten()
-    y = aten.convolution(x.flatten(1, 2), weight.flatten(0, 1), own, *geometry.arguments(tasks))
+    y = aten.convolution(_together(x, as_groups=True), weight.flatten(0, 1), own, *geometry.arguments(tasks))
     return y.unflatten(1, (tasks, weight.shape[1]))
 
 
 def _of_input(grad: Tensor, weight: Tensor, shape: Sequence[int], geometry: Geometry) -> Tensor:
     """The gradient of a convolution in its input, of which only the shape matters."""
-    tasks = grad.shape[1]
-    if _is_shared(weight):
-        x = grad.new_empty(shape).flatten(0, 1)
-        arguments = (grad.flatten(0, 1), x, weight[0], None, *geometry.arguments(1))
-    else:
-        x = grad.new_empty(shape).flatten(1, 2)
-        arguments = (grad.flatten(1, 2), x, weight.flatten(0, 1), None, *geometry.arguments(tasks))
-    found: Tensor = aten.convolution_backward(*arguments, (True, False, False))[0]
-    return found.view(shape)
+    as_groups = not _is_shared(weight)
+    found: Tensor = aten.convolution_backward(
+        _together(grad, as_groups=as_groups), _placeholder(grad, shape, as_groups=as_groups),
+        weight.flatten(0, 1) if as_groups else weight[0], None,
+        *geometry.arguments(grad.shape[1] if as_groups else 1), (True, False, False),
+    )[0]  # fmt: skip
+    return found.unflatten(*((1, shape[1:3]) if as_groups else (0, shape[:2])))
 
 
 def _of_weight(grad: Tensor, x: Tensor, shape: Sequence[int], geometry: Geometry) -> Tensor:
-    """The gradient of a convolution in its weights, of which only the shape matters."""
-    tasks = grad.shape[1]
-    if shape[0] == 1:  # one for all tasks: the gradients of all are added up
-        weight = grad.new_empty(shape[1:])
-        arguments = (grad.flatten(0, 1), x.flatten(0, 1), weight, None, *geometry.arguments(1))
-    else:
-        weight = grad.new_empty(shape).flatten(0, 1)
-        arguments = (grad.flatten(1, 2), x.flatten(1, 2), weight, None, *geometry.arguments(tasks))
-    found: Tensor = aten.convolution_backward(*arguments, (False, True, False))[1]
-    return found.view(shape)
+    """The gradient of a convolution in its weights, of which only the shape matters; one for all tasks adds them up."""
+    as_groups = shape[0] > 1
+    weight = grad.new_empty(shape)
+    found: Tensor = aten.convolution_backward(
+        _together(grad, as_groups=as_groups), _together(x, as_groups=as_groups), weight.flatten(0, 1), None,
+        *geometry.arguments(shape[0]), (False, True, False),
+    )[1]  # fmt: skip
+    return found.contiguous().view(shape)
 
 
 def _tasks_second(tensor: Tensor, dim: int | None, tasks: int) -> Tensor:
@@ -109,7 +134,7 @@ class Convolution(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         """The gradients of the inputs, the weights and the biases."""
         x, weight = ctx.saved_tensors
-        grad, needs = grad.contiguous(), ctx.needs_input_grad
+        grad, needs = _dense(grad), ctx.needs_input_grad
         dims = [0, *range(3, grad.dim())]
         return (
             OfInput.apply(grad, weight, x.shape, ctx.geometry) if needs[0] else None,
@@ -121,7 +146,7 @@ class Convolution(Function):
     @staticmethod
     def vmap(info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Any:
         """Run all tasks together."""
-        x = _tasks_second(x, dims[0], info.batch_size).contiguous()
+        x = _dense(_tasks_second(x, dims[0], info.batch_size))
         bias = None if bias is None else _tasks_first(bias, dims[2])
         return Convolution.apply(x, _tasks_first(weight, dims[1]), bias, geometry).unsqueeze(2), 1
 
@@ -140,7 +165,7 @@ class OfInput(Function):
     def backward(ctx: Any, direction: Tensor) -> Any:
         """The derivatives in the output's gradient and in the weights."""
         (grad, weight), needs = ctx.saved_tensors, ctx.needs_input_grad
-        direction = direction.contiguous()
+        direction = _dense(direction)
         return (
             Convolution.apply(direction, weight, None, ctx.geometry) if needs[0] else None,
             OfWeight.apply(grad, direction, weight.shape, ctx.geometry) if needs[1] else None,
@@ -163,7 +188,7 @@ class OfWeight(Function):
     def backward(ctx: Any, direction: Tensor) -> Any:
         """The derivatives in the output's gradient and in the inputs."""
         (grad, x), needs = ctx.saved_tensors, ctx.needs_input_grad
-        direction = direction.contiguous()
+        direction = _dense(direction)
         return (
             Convolution.apply(x, direction, None, ctx.geometry) if needs[0] else None,
             OfInput.apply(grad, direction, x.shape, ctx.geometry) if needs[1] else None,
@@ -182,7 +207,7 @@ class BatchNormalization(Function):
     def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """Normalize `x` `(n, B, channels, ...)`; the mean and r, `(B, channels)`, are not differentiable."""
         y, mean, r = aten.native_batch_norm(
-            x.flatten(1, 2), _each(weight, x), _each(bias, x), None, None, True, 0.0, eps
+            _dense(x).flatten(1, 2), _each(weight, x), _each(bias, x), None, None, True, 0.0, eps
         )
         return y.view(x.shape), mean.view(x.shape[1:3]), r.view(x.shape[1:3])
 
@@ -198,7 +223,7 @@ class BatchNormalization(Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
         """The gradients of the inputs, the scales and the shifts."""
         x, weight, mean, r = ctx.saved_tensors
-        of_x, of_weight, of_bias = OfNormalization.apply(grad.contiguous(), x, weight, mean, r, ctx.eps)
+        of_x, of_weight, of_bias = OfNormalization.apply(_dense(grad), x, weight, mean, r, ctx.eps)
         if len(weight) == 1 < x.shape[1]:
             of_weight, of_bias = of_weight.sum(0, keepdim=True), of_bias.sum(0, keepdim=True)
         return of_x, of_weight, of_bias, None
@@ -206,7 +231,7 @@ class BatchNormalization(Function):
     @staticmethod
     def vmap(info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
         """Run all tasks together."""
-        x = _tasks_second(x, dims[0], info.batch_size).contiguous()
+        x = _dense(_tasks_second(x, dims[0], info.batch_size))
         weight, bias = _tasks_first(weight, dims[1]), _tasks_first(bias, dims[2])
         y, mean, r = BatchNormalization.apply(x, weight, bias, eps)
         return (y.unsqueeze(2), mean.unsqueeze(1), r.unsqueeze(1)), (1, 0, 0)
@@ -262,7 +287,7 @@ class OfNormalization(Function):
             of_x = _times(grad, factor).add_(_column(-factor * g_mean - of_xhat * mean * r, x))
             of_grad = _times(x, v * r).add_(_column(w - v * mean * r, x))
         else:
-            u = u.contiguous().flatten(1, 2)
+            u = _dense(u).flatten(1, 2)
             arguments = (True, ctx.eps)
             gamma_r_pu, u_xhat, u_sum = aten.native_batch_norm_backward(
                 u, x, gamma, None, None, mean, r, *arguments, (True, True, True)

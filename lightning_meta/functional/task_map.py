@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_meta.errors import NetworkError, first_line, is_torchs
+from lightning_meta.functional.allocator import keep_freed_memory
 from lightning_meta.functional.learner import Learner, failing_layer
 from lightning_meta.task import Task, map_tensors, number_of_tasks, tensors_of
 
@@ -79,10 +80,11 @@ class TaskMap:
             NetworkError: The network cannot run on these inputs, or `torch.vmap` was asked for and cannot run the
                 network; the message names the layer.
         """
+        keep_freed_memory()
         single = Learner(self.network, self.names, vectorized=False)
         together = Learner(self.network, self.names, vectorized=True)
         for chunk in split(tasks, self.together(tasks) or 1):
-            if self.together(tasks):
+            if self.together(tasks) and number_of_tasks(chunk) > 1:
                 try:
                     result = function(together, chunk)
                 except torch.OutOfMemoryError:
