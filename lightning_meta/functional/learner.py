@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_meta.functional.kernels import task_kernels
-from lightning_meta.functional.normalization import batch_normalization, record_statistics, with_stored_statistics
+from lightning_meta.functional.normalization import (
+    batch_normalization,
+    record_statistics,
+    transductive_modes,
+    with_stored_statistics,
+)
 from lightning_meta.task import map_tensors
 
 Params = dict[str, Tensor]
@@ -43,6 +49,20 @@ class Learner:
     vectorized: bool
     transductive: bool = True
 
+    @cached_property
+    def _modes(self) -> dict[Any, bool]:
+        return transductive_modes(self.network) if self.transductive else {}
+
+    @cached_property
+    def _is_tied(self) -> bool:
+        """Whether a parameter or buffer has several names."""
+        named = (*self.network.named_parameters(remove_duplicate=False), *self.network.named_buffers(remove_duplicate=False))
+        return len({id(tensor) for _, tensor in named}) < len(named)
+
+    @cached_property
+    def _has_rnn(self) -> bool:
+        return any(isinstance(layer, nn.RNNBase) for layer in self.network.modules())
+
     def over_tasks(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Lift a function of one task to a batch: every tensor in and out gets a leading task dimension."""
         if self.vectorized:
@@ -68,8 +88,14 @@ class Learner:
 
     def call(self, params: Params, buffers: Params, inputs: Any) -> Any:
         """Predictions of one task's parameters (without the task dimension): `(examples, ...)`."""
-        with batch_normalization(self.network) if self.transductive else nullcontext(), task_kernels():
-            return functional_call(self.network, (params, buffers), (inputs,))
+        with batch_normalization(self._modes), task_kernels(self.vectorized):
+            return functional_call(self.network, (params, buffers), (inputs,), tie_weights=self._is_tied)
+
+    @contextmanager
+    def twice_differentiable(self) -> Iterator[None]:
+        """Use kernels that have a second derivative, which those for speed of attention and cuDNN's RNNs have not."""
+        with sdpa_kernel(SDPBackend.MATH), cudnn.flags(enabled=False) if self._has_rnn else nullcontext():
+            yield
 
     def predict(self, params: Params, buffers: Params, inputs: Any) -> Any:
         """Predictions of each task's own parameters on its own inputs: `(B, examples, ...)`.
@@ -154,14 +180,6 @@ def dict_key(name: str) -> str:
 def strip(names: Iterable[str], part: str) -> dict[str, str]:
     """The names of a submodule's own, without its prefix, and what each is called in the whole."""
     return {name.removeprefix(f"{part}."): name for name in names if name.startswith(f"{part}.")}
-
-
-@contextmanager
-def twice_differentiable(network: nn.Module) -> Iterator[None]:
-    """Use kernels that have a second derivative, which those for speed of attention and cuDNN's RNNs have not."""
-    has_rnn = any(isinstance(layer, nn.RNNBase) for layer in network.modules())
-    with sdpa_kernel(SDPBackend.MATH), cudnn.flags(enabled=False) if has_rnn else nullcontext():
-        yield
 
 
 def failing_layer(network: nn.Module, run: Callable[[], object]) -> str | None:

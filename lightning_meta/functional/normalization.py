@@ -32,17 +32,25 @@ def batch_normalized_layers(network: nn.Module) -> dict[str, _BatchNorm]:
     return {name: layer for name, layer in _normalizing_layers(network).items() if isinstance(layer, _BatchNorm)}
 
 
+def transductive_modes(network: nn.Module) -> dict[_NormBase, bool]:
+    """For every batch and instance norm whether it is to use the data at hand."""
+    adaptive = set(_normalizing_layers(network).values())
+    return {layer: layer in adaptive for layer in network.modules() if isinstance(layer, _NormBase)}
+
+
 @contextmanager
-def batch_normalization(network: nn.Module) -> Iterator[None]:
+def batch_normalization(transductive: dict[_NormBase, bool]) -> Iterator[None]:
     """Let normalization layers use the statistics of the batch at hand, whatever mode the network is in.
 
     That is how MAML normalizes, in meta-training and in evaluation (transductively).
+
+    Args:
+        transductive: What `transductive_modes` says of the network.
     """
-    adaptive = set(_normalizing_layers(network).values())
-    modes = {layer: layer.training for layer in network.modules() if isinstance(layer, _NormBase)}
+    modes = {layer: layer.training for layer in transductive}
     try:
-        for layer in modes:
-            layer.training = layer in adaptive
+        for layer, mode in transductive.items():
+            layer.training = mode
         yield
     finally:
         for layer, mode in modes.items():

@@ -1,11 +1,24 @@
 """What every inner optimizer is."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from lightning_meta.functional.learner import Params
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def elementwise(update: Method) -> Method:
+    """Mark an `update` that treats every coordinate by itself, with operators that broadcast over leading dimensions.
+
+    It, and `init`, then get the parameters of all tasks at once, each `(B, *shape)`, which saves `torch.vmap`. A
+    subclass that overrides `update` does not inherit the mark.
+    """
+    update.elementwise = True  # type: ignore[attr-defined]
+    return update
 
 
 class InnerOptimizer(nn.Module, ABC):

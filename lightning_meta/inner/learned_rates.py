@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.functional.learner import Params, dict_key
-from lightning_meta.inner.base import InnerOptimizer, check_rate
+from lightning_meta.inner.base import InnerOptimizer, check_rate, elementwise
 
 
 class LearnedRates(InnerOptimizer, ABC):
@@ -80,6 +80,7 @@ class LearnedRates(InnerOptimizer, ABC):
         """No state."""
         return ()
 
+    @elementwise
     def update(
         self, grads: Params, state: Any, params: Params, *, loss: Tensor, step: int, **extra: Any
     ) -> tuple[Params, Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.functional.learner import Params
-from lightning_meta.inner.base import InnerOptimizer, check_rate
+from lightning_meta.inner.base import InnerOptimizer, check_rate, elementwise
 
 
 class SGD(InnerOptimizer):
@@ -50,6 +50,7 @@ class SGD(InnerOptimizer):
         """The velocity of each parameter, where there is momentum."""
         return {name: torch.zeros_like(param) for name, param in params.items()} if self.momentum else ()
 
+    @elementwise
     def update(
         self, grads: Params, state: Any, params: Params, *, loss: Tensor, step: int, **extra: Any
     ) -> tuple[Params, Any]:
@@ -62,7 +63,7 @@ class SGD(InnerOptimizer):
             directions = state
             if self.nesterov:
                 directions = {name: grads[name] + self.momentum * state[name] for name in params}
-        return {name: param - self.lr * directions[name] for name, param in params.items()}, state
+        return {name: torch.add(param, directions[name], alpha=-self.lr) for name, param in params.items()}, state
 
     def extra_repr(self) -> str:
         """The settings that matter."""

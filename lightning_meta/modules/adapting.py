@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.functional.inner_loop import Order, adapt
-from lightning_meta.functional.learner import Learner, Params, twice_differentiable
+from lightning_meta.functional.learner import Learner, Params
 from lightning_meta.inner import SGD, InnerOptimizer
 from lightning_meta.modules.base import MetaModule
 from lightning_meta.modules.checks import check_not_in_place, check_steps, check_updated
@@ -117,7 +117,12 @@ class AdaptingModule(MetaModule):
 
     def initial_state(self, learner: Learner, params: Params) -> Any:
         """Each task's state of the inner optimizer before the first step."""
-        return learner.over_tasks(self.inner_optimizer.init)(params)
+        return self._over_tasks(learner)(self.inner_optimizer.init)(params)
+
+    def _over_tasks(self, learner: Learner) -> Callable[..., Callable[..., Any]]:
+        """What makes the inner optimizer's methods, of one task, work on all: nothing, if they do so as they are."""
+        is_elementwise = getattr(self.inner_optimizer.update, "elementwise", False)
+        return (lambda function: function) if is_elementwise else learner.over_tasks
 
     def params_at(self, params: Params, step: int) -> Params:
         """The parameters that the network runs with, once `step` inner steps have led to `params`."""
@@ -148,7 +153,7 @@ class AdaptingModule(MetaModule):
 
         def objective(params: Params, step: int) -> Tensor:
             support = inner_batch(self.support_data(tasks, params, step), step)
-            with twice_differentiable(learner.network) if order == 2 else nullcontext():
+            with learner.twice_differentiable() if order == 2 else nullcontext():
                 predictions = learner.predict(self.params_at(params, step), buffers, support.inputs)
                 losses = self.task_losses(learner, predictions, support.targets)
                 return self.inner_objective(losses, params, initial)
@@ -161,7 +166,7 @@ class AdaptingModule(MetaModule):
 
             versions = [param._version for param in params.values()]
             with torch.autocast(loss.device.type, enabled=False):
-                new: tuple[Params, Any] = learner.over_tasks(of_one_task)(grads, state, params, loss)
+                new: tuple[Params, Any] = self._over_tasks(learner)(of_one_task)(grads, state, params, loss)
             check_not_in_place(self.inner_optimizer, versions, params)
             return new
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from lightning_meta.functional.learner import Learner, select_parameters
+from lightning_meta.functional.losses import losses_of_tasks
 from lightning_meta.functional.meta_gradient import surrogate, touch
 from lightning_meta.functional.scaling import scaled_gradients
 from lightning_meta.functional.task_map import TaskMap, TaskParallel
@@ -120,7 +121,7 @@ class MetaModule(TrainedModule):
             ValueError: The network's outputs do not fit the tasks' classes.
         """
         self._check_outputs(predictions, targets)
-        losses: Tensor = learner.over_tasks(self.loss)(predictions, targets)
+        losses = losses_of_tasks(self.loss, learner, predictions, targets)
         if losses.dim() != 1:
             raise ValueError(f"The loss of one task must be a scalar, but has the shape {tuple(losses.shape[1:])}.")
         return losses

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.functional.conjugate_gradient import conjugate_gradient, inner
-from lightning_meta.functional.learner import Learner, Params, twice_differentiable
+from lightning_meta.functional.learner import Learner, Params
 from lightning_meta.functional.meta_gradient import task_surrogates
 from lightning_meta.functional.scaling import scaled_gradients
 from lightning_meta.inner import InnerOptimizer
@@ -107,7 +107,7 @@ class IMAMLModule(GradientBasedModule):
     def _support_gradient(self, learner: Learner, tasks: Task, adapted: Adapted) -> Params:
         """The gradient of the support losses at the adapted parameters, differentiable once more."""
         support = self.support_data(tasks, adapted.params, adapted.steps)
-        with twice_differentiable(learner.network):
+        with learner.twice_differentiable():
             predictions = learner.predict(adapted.params, dict(adapted.buffers), support.inputs)
             losses = self.task_losses(learner, predictions, support.targets)
             return self._gradient(losses, adapted.params, create_graph=True)

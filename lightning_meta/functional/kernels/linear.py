@@ -1,0 +1,66 @@
+"""Linear layers of many tasks."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_meta.functional.kernels.bilinear import Multiply
+from lightning_meta.functional.kernels.layout import is_shared
+from lightning_meta.functional.kernels.vmap import OfTasks
+
+# Below this number of weights, to treat those that tasks still share as one saves less than it costs.
+SMALLEST = 2**14
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`(examples, B, ..., features)` as `(B, rows, features)`."""
+    return x.movedim(1, 0).flatten(1, -2)
+
+
+class Linear:
+    """Inputs `(examples, B, ..., features)` times weights `(B, out, features)`: see `Layer`."""
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The products, with the biases."""
+        if is_shared(weight) and (bias is None or is_shared(bias)):
+            return F.linear(x, weight[0], None if bias is None else bias[0])
+        rows, tasks = _rows(x), x.shape[1]
+        weight = weight.expand(tasks, -1, -1).transpose(1, 2)
+        y = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight)
+        return y.unflatten(1, (x.shape[0], *x.shape[2:-1])).movedim(0, 1)
+
+    def of_input(self, grad: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
+        """See `Layer`."""
+        if is_shared(weight):
+            return grad @ weight[0]
+        return torch.bmm(_rows(grad), weight).unflatten(1, (shape[0], *shape[2:-1])).movedim(0, 1)
+
+    def of_weight(self, grad: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """See `Layer`."""
+        if shape[0] == 1:
+            return (grad.flatten(0, -2).t() @ x.flatten(0, -2)).unsqueeze(0)
+        return torch.bmm(_rows(grad).transpose(1, 2), _rows(x))
+
+    def of_bias(self, grad: Tensor, shape: Sequence[int]) -> Tensor:
+        """See `Layer`."""
+        each = grad.sum([0, *range(2, grad.dim() - 1)])
+        return each.sum(0, keepdim=True) if shape[0] == 1 else each
+
+
+def linear(x: OfTasks, weight: OfTasks, bias: OfTasks | None) -> tuple[Tensor, int]:
+    """A linear layer of all tasks, and the dimension that the tasks are in.
+
+    Args:
+        x: Each task's inputs `(..., features)`.
+        weight: Weights `(out, features)`.
+        bias: Biases `(out,)`.
+    """
+    weights, biases = weight.first, None if bias is None else bias.first
+    if len(weights) == 1 or weights[0].numel() >= SMALLEST:
+        return Multiply.apply(x.second, weights, biases, Linear()), 1
+    inputs = x.second.movedim(1, 0)
+    rows, columns = inputs.flatten(1, -2), weights.transpose(1, 2)
+    y = torch.bmm(rows, columns) if biases is None else torch.baddbmm(biases.unsqueeze(1), rows, columns)
+    return y.unflatten(1, inputs.shape[1:-1]), 0

@@ -1,0 +1,129 @@
+"""Which of torch's functions a network runs with a kernel of this package."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lightning_meta.functional.kernels.bilinear import Multiply
+from lightning_meta.functional.kernels.convolution import Convolution
+from lightning_meta.functional.kernels.layout import dense
+from lightning_meta.functional.kernels.linear import linear
+from lightning_meta.functional.kernels.normalization import BatchNormalization
+from lightning_meta.functional.kernels.pooling import MaxPooling, Window
+from lightning_meta.functional.kernels.vmap import AVAILABLE, over_all_tasks
+
+# Below this size of the input, what a kernel saves for a single task is less than calling it costs.
+SMALLEST_OF_ONE_TASK = 2**17
+
+
+def _fits(input: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernels are for these tensors: on a CPU, in one precision, without autocast."""
+    return (
+        input.device.type == "cpu"
+        and input.dtype in (torch.float32, torch.float64)
+        and all(t is None or t.dtype == input.dtype for t in others)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _first(results: list[Tensor] | None) -> Tensor | None:
+    return None if results is None else results[0]
+
+
+def _pair(values: Any, dims: int) -> tuple[int, ...]:
+    return (values,) * dims if isinstance(values, int) else tuple(values) * (dims // len(values))
+
+
+def _conv(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor | None:  # fmt: skip
+    dims = weight.dim() - 2
+    if input.dim() != weight.dim() or isinstance(padding, str) or not _fits(input, weight, bias):
+        return None
+    layer = Convolution(_pair(stride, dims), _pair(padding, dims), _pair(dilation, dims), groups)
+
+    def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
+        x, weights, biases = tensors
+        biases = None if biases is None else biases.first
+        return [(Multiply.apply(dense(x.second), weights.first, biases, layer), 1)]
+
+    return _first(over_all_tasks(kernel, input, weight, bias))
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    if input.dim() < 2 or weight.dim() != 2 or not _fits(input, weight, bias):
+        return None
+    return _first(over_all_tasks(lambda tensors: [linear(*tensors)], input, weight, bias))
+
+
+def _batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor | None:  # fmt: skip
+    count = input.numel() // max(input.shape[1], 1) if input.dim() > 1 else 0
+    if not training or weight is None or bias is None or count < 2 or not _fits(input, weight, bias):
+        return None
+
+    def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
+        x, weights, biases = tensors
+        return list(zip(BatchNormalization.apply(dense(x.second), weights.first, biases.first, eps), (1, 0, 0), strict=True))
+
+    results = over_all_tasks(kernel, input, weight, bias)
+    if results is None:
+        return None
+    y, mean, r = results
+    if running_mean is not None and running_var is not None:
+        var = (r**-2 - eps) * (count / (count - 1))
+        running_mean.mul_(1 - momentum).add_(mean * momentum)
+        running_var.mul_(1 - momentum).add_(var * momentum)
+    return y
+
+
+def _max_pool(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | None:  # fmt: skip
+    if return_indices or input.dim() != 4 or not _fits(input):
+        return None
+    size = _pair(kernel_size, 2)
+    window = Window(size, _pair(stride, 2) if stride else size, _pair(padding, 2), _pair(dilation, 2), ceil_mode)
+    return _first(over_all_tasks(lambda tensors: [(MaxPooling.apply(dense(tensors[0].second), window), 1)], input))
+
+
+_KERNELS: dict[Any, Callable[..., Tensor | None]] = {
+    F.conv1d: _conv,
+    F.conv2d: _conv,
+    F.conv3d: _conv,
+    F.linear: _linear,
+    F.batch_norm: _batch_norm,
+    F.max_pool2d: _max_pool,
+}
+
+
+class task_kernels(TorchFunctionMode):
+    """Within it, the layers that take most of the time on a CPU are those of this package.
+
+    They have the values and derivatives of torch's, for all tasks at once and with cheap second derivatives. What they
+    are not made for (other precisions and devices, autocast, running statistics in evaluation) is left to torch.
+
+    Args:
+        vectorized: Whether it is used within `torch.vmap`. Small layers of one task are left to torch.
+    """
+
+    def __init__(self, vectorized: bool) -> None:
+        super().__init__()
+        self.vectorized = vectorized
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        kernel = _KERNELS.get(func)
+        if kernel is not None and AVAILABLE and args and (self.vectorized or args[0].numel() >= SMALLEST_OF_ONE_TASK):
+            result = kernel(*args, **kwargs)
+            if result is not None:
+                return result
+        return func(*args, **kwargs)

@@ -1,0 +1,77 @@
+"""The tensors of all tasks behind those of one task that a function sees under `torch.vmap`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+try:  # not public, but as old as torch.vmap itself
+    from torch._C._functorch import (
+        _add_batch_dim,
+        get_unwrapped,
+        is_batchedtensor,
+        maybe_current_level,
+        maybe_get_bdim,
+    )
+    from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+except ImportError:
+    AVAILABLE = False
+else:
+    AVAILABLE = True
+
+
+class OfTasks(NamedTuple):
+    """A tensor of all tasks, or one that they share.
+
+    Attributes:
+        tensor: With the tasks in dimension `dim`; without them if that is `None`.
+        dim: Where the tasks are.
+        count: How many tasks there are.
+    """
+
+    tensor: Tensor
+    dim: int | None
+    count: int
+
+    @property
+    def second(self) -> Tensor:
+        """The tensor with the tasks in the second dimension, `(examples, B, ...)`."""
+        if self.dim is None:
+            return self.tensor.unsqueeze(1).expand(-1, self.count, *self.tensor.shape[1:])
+        return self.tensor.movedim(self.dim, 1)
+
+    @property
+    def first(self) -> Tensor:
+        """The tensor with the tasks in the first dimension, `(B, ...)`; `(1, ...)` if they share it."""
+        return self.tensor.unsqueeze(0) if self.dim is None else self.tensor.movedim(self.dim, 0)
+
+
+def over_all_tasks(
+    kernel: Callable[[list[OfTasks | None]], list[tuple[Tensor, int]]], *tensors: Tensor | None
+) -> list[Tensor] | None:
+    """Call `kernel` once for all tasks, from within a function of one.
+
+    Args:
+        kernel: Gets the tensors of all tasks; returns results, each with the dimension that the tasks are in.
+        tensors: What the function of one task has. Outside of `torch.vmap` this is the only task.
+
+    Returns:
+        What the kernel returned, as the function of one task sees it; `None` where another transform of torch is at
+        work within `torch.vmap`, and the kernel cannot be used.
+    """
+    level = maybe_current_level()
+    if level is None:
+        alone = [None if tensor is None else OfTasks(tensor, None, 1) for tensor in tensors]
+        return [result.squeeze(dim) for result, dim in kernel(alone)]
+    apart = [
+        (tensor, None) if tensor is None or not is_batchedtensor(tensor)
+        else (get_unwrapped(tensor), maybe_get_bdim(tensor))
+        for tensor in tensors
+    ]  # fmt: skip
+    counts = [tensor.shape[dim] for tensor, dim in apart if tensor is not None and dim is not None]
+    if level > 1 or not counts:
+        return None
+    together = [None if tensor is None else OfTasks(tensor, dim, counts[0]) for tensor, dim in apart]
+    with temporarily_pop_interpreter_stack():
+        results = kernel(together)
+    return [_add_batch_dim(result, dim, level) for result, dim in results]
