@@ -50,7 +50,9 @@ class Case(NamedTuple):
             return Examples(images, labels)
 
         support, query = (examples(10), examples(10)) if self.regression else (examples(1), examples(self.n_query))
-        return Task(*(Examples(part.inputs.to(device, dtype), _to(part.targets, device, dtype)) for part in (support, query)))
+        return Task(
+            *(Examples(part.inputs.to(device, dtype), _to(part.targets, device, dtype)) for part in (support, query))
+        )
 
     @property
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -101,9 +103,7 @@ def hand(case: Case, network: nn.Module, tasks: Task, first_order: bool) -> Step
         for i in range(count):
             params = dict(network.named_parameters())
             for _ in range(case.inner_steps):
-                support_loss = loss(
-                    functional_call(network, params, tasks.support.inputs[i]), tasks.support.targets[i]
-                )
+                support_loss = loss(functional_call(network, params, tasks.support.inputs[i]), tasks.support.targets[i])
                 grads = torch.autograd.grad(support_loss, list(params.values()), create_graph=not first_order)
                 params = {name: p - case.inner_lr * g for (name, p), g in zip(params.items(), grads, strict=True)}
             query_loss = loss(functional_call(network, params, tasks.query.inputs[i]), tasks.query.targets[i])
@@ -226,9 +226,7 @@ def gradient(case: Case, way: str, first_order: bool, device: str) -> Tensor | N
     return torch.cat([p.grad.flatten() for p in network.parameters()]).cpu()
 
 
-def _prepare(
-    case: Case, way: str, first_order: bool, device: str, dtype: torch.dtype
-) -> tuple[Step, nn.Module] | None:
+def _prepare(case: Case, way: str, first_order: bool, device: str, dtype: torch.dtype) -> tuple[Step, nn.Module] | None:
     torch.manual_seed(0)
     network = case.network().to(device, dtype)
     # Another value of the scales and shifts than the 1 and 0 they start with, at which mistakes could hide.

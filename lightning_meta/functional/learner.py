@@ -56,8 +56,13 @@ class Learner:
     @cached_property
     def _is_tied(self) -> bool:
         """Whether a parameter or buffer has several names."""
-        named = (*self.network.named_parameters(remove_duplicate=False), *self.network.named_buffers(remove_duplicate=False))
-        return len({id(tensor) for _, tensor in named}) < len(named)
+        tensors = [
+            id(tensor)
+            for layer in self.network.modules()
+            for tensor in (*layer._parameters.values(), *layer._buffers.values())
+            if tensor is not None
+        ]
+        return len(set(tensors)) < len(tensors)
 
     @cached_property
     def _has_rnn(self) -> bool:

@@ -9,7 +9,9 @@ from torch import Tensor
 from lightning_meta.functional.learner import Learner
 
 
-def losses_of_tasks(loss: Callable[[Any, Tensor], Tensor], learner: Learner, predictions: Any, targets: Tensor) -> Tensor:
+def losses_of_tasks(
+    loss: Callable[[Any, Tensor], Tensor], learner: Learner, predictions: Any, targets: Tensor
+) -> Tensor:
     """The loss of each task.
 
     The two usual losses are computed as they are, any other through `torch.vmap`, which costs more than a small loss.

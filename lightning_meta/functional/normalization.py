@@ -18,13 +18,13 @@ def _normalizing_layers(network: nn.Module) -> dict[str, _NormBase]:
     Layers that track running statistics and whose own parameters are all frozen belong to a pretrained network: they
     keep using what they tracked.
     """
-
-    def is_pretrained(layer: _NormBase) -> bool:
-        own = list(layer.parameters())
-        return layer.track_running_stats and bool(own) and not any(p.requires_grad for p in own)
-
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, _NormBase)}
-    return {name: layer for name, layer in layers.items() if not is_pretrained(layer)}
+    return {name: layer for name, layer in layers.items() if not _is_pretrained(layer)}
+
+
+def _is_pretrained(layer: _NormBase) -> bool:
+    own = list(layer.parameters())
+    return layer.track_running_stats and bool(own) and not any(p.requires_grad for p in own)
 
 
 def batch_normalized_layers(network: nn.Module) -> dict[str, _BatchNorm]:
@@ -34,8 +34,8 @@ def batch_normalized_layers(network: nn.Module) -> dict[str, _BatchNorm]:
 
 def transductive_modes(network: nn.Module) -> dict[_NormBase, bool]:
     """For every batch and instance norm whether it is to use the data at hand."""
-    adaptive = set(_normalizing_layers(network).values())
-    return {layer: layer in adaptive for layer in network.modules() if isinstance(layer, _NormBase)}
+    layers = [layer for layer in network.modules() if isinstance(layer, _NormBase)]
+    return {layer: not _is_pretrained(layer) for layer in layers}
 
 
 @contextmanager

@@ -147,6 +147,8 @@ def _named(layer: str | None) -> str:
 
 def split(tasks: Task, size: int) -> list[Task]:
     """Cut a batch of tasks into batches of at most `size` tasks."""
+    if size >= number_of_tasks(tasks):
+        return [tasks]
 
     def part(start: int) -> Task:
         return map_tensors(lambda t: t[start : start + size], tasks)

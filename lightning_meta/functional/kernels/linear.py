@@ -60,7 +60,8 @@ def linear(x: OfTasks, weight: OfTasks, bias: OfTasks | None) -> tuple[Tensor, i
     weights, biases = weight.first, None if bias is None else bias.first
     if len(weights) == 1 or weights[0].numel() >= SMALLEST:
         return Multiply.apply(x.second, weights, biases, Linear()), 1
-    inputs = x.second.movedim(1, 0)
-    rows, columns = inputs.flatten(1, -2), weights.transpose(1, 2)
+    inputs = x.first if len(x.first) == x.count else x.first.expand(x.count, *x.tensor.shape)
+    rows = inputs if inputs.dim() == 3 else inputs.flatten(1, -2)
+    columns = weights.transpose(1, 2)
     y = torch.bmm(rows, columns) if biases is None else torch.baddbmm(biases.unsqueeze(1), rows, columns)
-    return y.unflatten(1, inputs.shape[1:-1]), 0
+    return y if inputs.dim() == 3 else y.unflatten(1, inputs.shape[1:-1]), 0

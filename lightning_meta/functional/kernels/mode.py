@@ -71,7 +71,9 @@ def _batch_norm(
 
     def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
         x, weights, biases = tensors
-        return list(zip(BatchNormalization.apply(dense(x.second), weights.first, biases.first, eps), (1, 0, 0), strict=True))
+        return list(
+            zip(BatchNormalization.apply(dense(x.second), weights.first, biases.first, eps), (1, 0, 0), strict=True)
+        )
 
     results = over_all_tasks(kernel, input, weight, bias)
     if results is None:

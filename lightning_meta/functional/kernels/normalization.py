@@ -19,9 +19,7 @@ class BatchNormalization(Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """Normalize `x` `(n, B, channels, ...)`; the mean and r, `(B, channels)`, are not differentiable."""
         y, mean, r = aten.native_batch_norm(
             dense(x).flatten(1, 2), _each(weight, x), _each(bias, x), None, None, True, 0.0, eps

@@ -43,7 +43,9 @@ class OfTasks(NamedTuple):
     @property
     def first(self) -> Tensor:
         """The tensor with the tasks in the first dimension, `(B, ...)`; `(1, ...)` if they share it."""
-        return self.tensor.unsqueeze(0) if self.dim is None else self.tensor.movedim(self.dim, 0)
+        if self.dim is None:
+            return self.tensor.unsqueeze(0)
+        return self.tensor if self.dim == 0 else self.tensor.movedim(self.dim, 0)
 
 
 def over_all_tasks(
