@@ -1,5 +1,6 @@
 """Run a function over a batch of tasks: together under `torch.vmap`, in chunks, or one after another."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
@@ -16,9 +17,9 @@ from lightning_meta.task import Task, map_tensors, number_of_tasks, tensors_of
 TaskParallel = Literal["auto", "vmap", "loop"] | int
 Result = TypeVar("Result")
 
-# On a CPU, a chunk of convolutional tasks is fastest while about this many examples go through the network together,
-# and a chunk of two is no faster than a loop.
-EXAMPLES_PER_CHUNK = 160
+# On a CPU, more convolutional tasks together are never slower, by docs/performance.md; this bounds the memory, at about
+# 1.5 GiB for a second-order step of Conv-4 with 64 filters. Positions are pixels of the inputs.
+POSITIONS_TOGETHER = 4096 * 28 * 28
 
 
 class TaskMap:
@@ -28,9 +29,9 @@ class TaskMap:
         network: The network that the function runs.
         names: The parameters that the inner loop changes; none for an algorithm without one.
         task_parallel: `"vmap"`: all tasks together, the most memory. A chunk size: that many together, which bounds
-            the memory. `"loop"`: one after another, the least memory, and works for every network. `"auto"`: on a CPU
-            chunks of about `EXAMPLES_PER_CHUNK` examples for a convolutional network, all tasks together otherwise;
-            falls back to the loop where `torch.vmap` cannot run the network.
+            the memory. `"loop"`: one after another, the least memory, and works for every network. `"auto"`: all tasks
+            together, or for a convolutional network on a CPU as many as have `POSITIONS_TOGETHER` pixels; falls back
+            to the loop where `torch.vmap` cannot run the network.
 
     Raises:
         ValueError: `task_parallel` is none of these.
@@ -59,12 +60,12 @@ class TaskMap:
             return 0
         if not self.names:  # weights that all tasks share
             return batch
-        targets = tasks.support.targets
-        if self.task_parallel == "vmap" or not self._convolutional or targets.device.type != "cpu":
+        if self.task_parallel == "vmap" or not self._convolutional or tasks.support.targets.device.type != "cpu":
             return batch
-        examples = targets.shape[1] + tasks.query.targets.shape[1]
-        size = min(EXAMPLES_PER_CHUNK // examples, batch)
-        return size if size > 2 else 0
+        # (B, examples, channels, positions...)
+        positions = sum(x.shape[1] * math.prod(x.shape[3:]) for part in tasks for x in tensors_of(part.inputs))
+        size = min(POSITIONS_TOGETHER // max(positions, 1), batch)
+        return size if size > 1 else 0
 
     def __call__(self, function: Callable[[Learner, Task], Result], tasks: Task) -> Iterator[Result]:
         """Apply `function` to the batch, chunk by chunk.

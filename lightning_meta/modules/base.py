@@ -1,14 +1,16 @@
 """The base of every algorithm: what a network and a loss make of tasks. The rest is up to subclasses."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.optim import Adam
 
+from lightning_meta.functional.compilation import CompiledFunction
 from lightning_meta.functional.learner import Learner, select_parameters
 from lightning_meta.functional.losses import losses_of_tasks
 from lightning_meta.functional.meta_gradient import surrogate, touch
@@ -23,7 +25,7 @@ from lightning_meta.modules.checks import (
 )
 from lightning_meta.modules.outcome import Outcome, joined
 from lightning_meta.modules.training import LRSchedulerCallable, OnNonfinite, OptimizerCallable, TrainedModule
-from lightning_meta.task import Task, number_of_tasks
+from lightning_meta.task import Task, map_tensors, number_of_tasks, tensors_of
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -53,6 +55,8 @@ class MetaModule(TrainedModule):
             `"skip"` the outer step, counted as `train/skipped_steps`. Under `16-mixed`, steps whose gradients are too
             large for float16 are always skipped.
         max_skipped_steps: How many outer steps in a row may be skipped before it is an error.
+        compile: Whether outer steps are compiled by `torch.compile`, which takes a while and needs a C++ compiler: much
+            faster for small networks, on a CPU slower for convolutions. Where it cannot be, a warning says why.
 
     Raises:
         ValueError: An argument does not make sense; the message says which and what to do.
@@ -71,6 +75,7 @@ class MetaModule(TrainedModule):
         task_parallel: TaskParallel = "auto",
         on_nonfinite: OnNonfinite = "raise",
         max_skipped_steps: int = 20,
+        compile: bool = False,
     ) -> None:
         super().__init__(optimizer, lr_scheduler, gradient_clip_val, on_nonfinite, max_skipped_steps)
         self.save_hyperparameters()
@@ -82,6 +87,8 @@ class MetaModule(TrainedModule):
         self.loss: Loss = F.cross_entropy if loss is None else loss
         self.adapt_only = adapt_only
         self._task_map = TaskMap(network, self.select_adapted(), task_parallel)
+        self.compiles = compile
+        self._program = CompiledFunction()
         self._checked: set[tuple[Any, int, int]] = set()
 
     @property
@@ -174,7 +181,11 @@ class MetaModule(TrainedModule):
         total = number_of_tasks(tasks)
         whole = self.task_map.together(tasks) == total
 
+        key = self.compile_key() if self.compiles else None
+
         def run(learner: Learner, chunk: Task) -> tuple[Outcome, tuple[Tensor, ...] | None]:
+            if key is not None:
+                return self._compiled_gradient(learner, chunk, total, key)
             outcome = self.learn(learner, chunk)
             if whole and learner.vectorized:
                 return outcome, None
@@ -190,6 +201,36 @@ class MetaModule(TrainedModule):
         loss = torch.cat([outcome.losses for outcome in outcomes]).mean()
         self.outcome = joined(outcomes)
         return touch(loss, trainable) if meta_gradient is None else surrogate(loss, trainable, meta_gradient)
+
+    def compile_key(self) -> Hashable | None:
+        """What a compiled outer step depends on besides the module's parameters, its buffers and the tasks.
+
+        For every new key it is compiled anew. `None` says that it depends on what is different in every step, so that
+        it is not compiled. Override it where `learn` does something else from some outer step on.
+        """
+        return None if self.loss_scale != 1 else (self.training, self.logs_this_step)
+
+    def _compiled_gradient(
+        self, learner: Learner, tasks: Task, total: int, key: Hashable
+    ) -> tuple[Outcome, tuple[Tensor, ...]]:
+        """The outcome of a chunk of tasks, and its part of the meta-gradient of `total`, by one compiled program."""
+        own = dict(self.named_parameters()) | dict(self.named_buffers())
+        trainable = {name for name, p in self.named_parameters() if p.requires_grad}
+
+        def function(tensors: list[Tensor]) -> tuple[Outcome, tuple[Tensor, ...]]:
+            given = iter(tensors)
+            state = {name: next(given).detach().requires_grad_(name in trainable) for name in own}
+            with torch.enable_grad(), _reparametrize_module(self, state):
+                outcome = self.learn(learner, map_tensors(lambda _: next(given), tasks))
+                wanted = [state[name] for name in own if name in trainable]
+                gradients = scaled_gradients(outcome.losses.sum() / total, wanted)
+            return outcome._replace(losses=outcome.losses.detach()), gradients
+
+        key = (key, learner.vectorized, total)
+        result: tuple[Outcome, tuple[Tensor, ...]] = self._program(
+            function, [*(t.detach() for t in own.values()), *tensors_of(tasks)], key
+        )
+        return result
 
     def on_fit_start(self) -> None:
         """Check the network again: `Trainer(sync_batchnorm=True)` has converted its layers by now."""

@@ -1,5 +1,6 @@
 """Model-agnostic meta-learning."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -159,6 +160,11 @@ class MAMLModule(GradientBasedModule):
     def order(self) -> Order:
         """First order for FOMAML, and as long as `first_order_steps` says."""
         return 1 if self.first_order or self.outer_step < self.first_order_steps else 2
+
+    def compile_key(self) -> Hashable | None:
+        """It depends on the order, too; and while the weights of a multi-step loss change it is not compiled."""
+        key = super().compile_key()
+        return None if key is None or self.outer_step < self.multi_step_loss_steps else (key, self.order)
 
     def learn(self, learner: Learner, tasks: Task) -> Outcome:
         """Adapt; the objective is the query loss after the last inner step or, for a time, after every one."""

@@ -1,5 +1,6 @@
 """Reptile."""
 
+from collections.abc import Hashable
 from functools import partial
 from typing import Any, cast
 
@@ -110,6 +111,11 @@ class ReptileModule(GradientBasedModule):
         ways = {name: initial[name] - param for name, param in adapted.params.items()}
         carried = map_tensors(torch.detach, adapted.state) if self.carry_inner_state else ()
         return Outcome(task_surrogates(losses, initial, ways), metrics, adapted.inner_losses, carried)
+
+    def compile_key(self) -> Hashable | None:
+        """Mini-batches and carried states are others in every outer step, which is not compiled then."""
+        changes = self.inner_batch_size is not None or self.carry_inner_state
+        return None if changes else super().compile_key()
 
     def inner_batch(self, support: Examples, step: int) -> Examples:
         """The mini-batch of an inner step in evaluation."""
