@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lightning_meta.functional.learner import Params
 from lightning_meta.functional.scaling import scaled_gradients
@@ -31,6 +32,7 @@ def adapt(
     *,
     order: Order = 2,
     scale: float = 1.0,
+    recompute: bool = False,
     on_step: Callable[[int, Params, Any], None] | None = None,
 ) -> tuple[Params, Any, list[Tensor]]:
     r"""Adapt every task's parameters by `steps` steps of an inner optimizer.
@@ -49,6 +51,8 @@ def adapt(
         steps: Number of inner steps; 0 returns `params`.
         order: Order of the meta-gradient that the result carries.
         scale: What the objective is multiplied by while gradients are computed: see `scaled_gradients`.
+        recompute: Whether to keep only each step's parameters for the meta-gradient, and to compute the step again there
+            (gradient checkpointing): with many steps much less memory, for about a third more time.
         on_step: Called with the number of steps done, the parameters and the state, first with 0 and the initial ones.
 
     Returns:
@@ -59,16 +63,23 @@ def adapt(
     if order > 0:
         # Where initial parameters depend on one another (a head on the body), inner gradients do not follow that.
         params = {name: param.view_as(param) for name, param in params.items()}
-    for step in range(steps):
-        if on_step is not None:
-            on_step(step, params, state)
+
+    def one_step(params: Params, state: Any, step: int) -> tuple[Params, Any, Tensor]:
         loss = objective(params, step)
         # Each task's loss depends on its own slice only: the gradient of the sum holds every task's gradient.
         gradients = scaled_gradients(loss.sum(), [params[name] for name in names], scale, create_graph=order == 2)
         grads = dict(zip(names, gradients, strict=True))
-        losses.append(loss.detach())
         with torch.set_grad_enabled(order > 0):
-            params, state = update(grads, state, params, loss=losses[-1], step=step)
+            return *update(grads, state, params, loss=loss.detach(), step=step), loss.detach()
+
+    for step in range(steps):
+        if on_step is not None:
+            on_step(step, params, state)
+        if recompute and order == 2:
+            params, state, loss = checkpoint(one_step, params, state, step, use_reentrant=False)
+        else:
+            params, state, loss = one_step(params, state, step)
+        losses.append(loss)
         if order == 0:
             params = {name: param.requires_grad_() for name, param in params.items()}
     if on_step is not None:

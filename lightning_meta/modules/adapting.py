@@ -50,6 +50,7 @@ class AdaptingModule(MetaModule):
         val_inner_steps: int | None = None,
         transductive: bool = True,
         inner_optimizer_lr: float | None = None,
+        checkpoint_inner_steps: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(network, **kwargs)
@@ -64,6 +65,7 @@ class AdaptingModule(MetaModule):
             inner_steps if val_inner_steps is None else check_steps("val_inner_steps", val_inner_steps)
         )
         self.transductive = transductive
+        self.checkpoint_inner_steps = checkpoint_inner_steps
         own = dict(self.network.named_parameters())
         self.inner_optimizer.build({name: own[name].detach() for name in self.adapted_names}, inner_steps)
         if inner_optimizer_lr is not None and not (inner_optimizer_lr >= 0 and list(self.inner_optimizer.parameters())):
@@ -173,7 +175,8 @@ class AdaptingModule(MetaModule):
         state = self.initial_state(learner, initial)
         scale = self.inner_loss_scale
         params, state, losses = adapt(
-            objective, initial, state, update, steps, order=order, scale=scale, on_step=on_step
-        )
+            objective, initial, state, update, steps,
+            order=order, scale=scale, recompute=self.checkpoint_inner_steps, on_step=on_step,
+        )  # fmt: skip
         inner_losses = torch.stack(losses, 1) if losses else torch.empty(count, 0, device=tasks.support.targets.device)
         return Adapted(params, buffers, inner_losses, state)

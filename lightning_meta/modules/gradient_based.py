@@ -33,6 +33,8 @@ class GradientBasedModule(AdaptingModule):
             by itself.
         inner_optimizer_lr: The outer learning rate of what the inner optimizer learns, such as rates or an LSTM; that
             of `optimizer` if `None`.
+        checkpoint_inner_steps: Keep only the parameters after each inner step for the meta-gradient, and compute the
+            step again when it is needed: bounds the memory of many inner steps, for more time.
         kwargs: See `MetaModule`.
 
     Raises:
