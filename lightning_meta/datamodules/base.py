@@ -102,6 +102,7 @@ class EpisodicDataModule(PlainHyperparameters, pl.LightningDataModule):
                 raise ValueError(f"{name} must be at least 0 and below {bound}, got {getattr(self, name)}.")
         self.tasks: dict[str, TaskDistribution] = {}
         """The tasks of each split, once `setup` has run."""
+        self._moved: dict[str, ClassTasks] = {}
 
     def configure_datasets(self) -> None:
         """Fill `self.datasets` for `"train"`, `"val"` and `"test"`. Called by `setup`, on every device."""
@@ -149,7 +150,7 @@ class EpisodicDataModule(PlainHyperparameters, pl.LightningDataModule):
         if "train" not in self.tasks:
             raise ValueError("There are no tasks to train on: give a train_dataset.")
         finish = scale_images if self._running_trainer() is None else None
-        return TaskLoader(self.tasks["train"], numbers, self.steps_per_epoch, first, self.num_workers, finish)
+        return TaskLoader(self._on_device("train"), numbers, self.steps_per_epoch, first, self.num_workers, finish)
 
     def val_dataloader(self) -> TaskLoader | list[TaskLoader]:
         """The fixed validation tasks."""
@@ -174,7 +175,19 @@ class EpisodicDataModule(PlainHyperparameters, pl.LightningDataModule):
         numbers = partial(_evaluation_numbers, mine=mine, size=size)
         finish = scale_images if self._running_trainer() is None else None
         length = -(-len(mine) // size)
-        return TaskLoader(self.tasks[split], numbers, length, num_workers=self.num_workers, finish=finish)
+        return TaskLoader(self._on_device(split), numbers, length, num_workers=self.num_workers, finish=finish)
+
+    def _on_device(self, split: str) -> TaskDistribution:
+        """The tasks of a split; those of labelled data on a GPU with the data there, if it fits."""
+        tasks, trainer = self.tasks[split], self._running_trainer()
+        if not isinstance(tasks, ClassTasks) or trainer is None or self.num_workers:
+            return tasks
+        device = trainer.strategy.root_device
+        if device.type != "cuda":
+            return tasks
+        if split not in self._moved:
+            self._moved[split] = tasks.to(device)
+        return self._moved[split]
 
     def on_after_batch_transfer(self, batch: Task, dataloader_idx: int) -> Task:
         """Scale uint8 images to [0, 1], on the device, in the Trainer's precision."""

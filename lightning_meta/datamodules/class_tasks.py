@@ -1,5 +1,6 @@
 """N-way K-shot tasks from a labelled data set."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -62,6 +63,20 @@ class ClassTasks:
         self._counts = counts.astype(np.int64)
         self._tensor = _as_tensor(dataset)
 
+    def to(self, device: torch.device) -> "ClassTasks":
+        """The same tasks with the data on a device, if it is held as one tensor and takes a quarter of what is free there.
+
+        So a batch needs to send its examples' positions only, and uint8 images are converted on the device.
+        """
+        if self._tensor is None or self._tensor[0].device == device:
+            return self
+        inputs, positions = self._tensor
+        if device.type == "cuda" and inputs.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
+            return self
+        moved = copy.copy(self)
+        moved._tensor = inputs.to(device), positions
+        return moved
+
     def indices(self, numbers: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Positions in the data set of the tasks' examples, `(B, N, K + Q)`, the support examples first."""
         n, m = self.n_way, self.k_shot + self.n_query
@@ -87,7 +102,8 @@ class ClassTasks:
     def _gather(self, positions: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
         if self._tensor is not None:
             inputs, map_positions = self._tensor
-            return inputs.index_select(0, torch.from_numpy(np.ascontiguousarray(map_positions[positions])))
+            chosen = torch.from_numpy(np.ascontiguousarray(map_positions[positions]))
+            return inputs.index_select(0, chosen.to(inputs.device, non_blocking=True))
         items = []
         for position in positions.tolist():
             try:

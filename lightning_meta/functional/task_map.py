@@ -67,6 +67,13 @@ class TaskMap:
         size = min(POSITIONS_TOGETHER // max(positions, 1), batch)
         return size if size > 1 else 0
 
+    def describe(self, tasks: Task) -> str:
+        """How the tasks of this batch are run, in words."""
+        together, batch = self.together(tasks), number_of_tasks(tasks)
+        if together == 0:
+            return f"{batch} tasks one after another"
+        return f"all {batch} tasks together" if together == batch else f"{batch} tasks in chunks of {together}"
+
     def __call__(self, function: Callable[[Learner, Task], Result], tasks: Task) -> Iterator[Result]:
         """Apply `function` to the batch, chunk by chunk.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import LBFGS, Optimizer
@@ -55,6 +56,8 @@ class TrainedModule(EvaluatedModule):
         self.skipped_steps = 0
         """How many outer steps were skipped in this training, because something was not finite."""
         self._skipped_in_a_row = 0
+        self.tasks_together: int | None = None
+        """How many tasks ran together in the last outer step of this training; 0 for one after another."""
         self.outcome: Outcome | None = None
         """What the last `meta_loss` made of its tasks, detached."""
         self.logs_this_step = False
@@ -100,6 +103,9 @@ class TrainedModule(EvaluatedModule):
         self.outcome = None
         if self.seed is None:
             self.seed = torch.initial_seed()
+        if self.tasks_together is None:
+            rank_zero_info(f"task_parallel={self.task_map.task_parallel!r}: {self.task_map.describe(batch)} on each device.")
+        self.tasks_together = self.task_map.together(batch)
         with seeded(self.device, self.seed, step, self.global_rank):
             loss = self.meta_loss(batch)
             outcome: Outcome | None = self.outcome  # a meta_loss of a user's own may leave none
@@ -204,6 +210,7 @@ class TrainedModule(EvaluatedModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["skipped_steps"] = self.skipped_steps
         checkpoint["vectorizes"] = self.task_map.vectorizes
+        checkpoint["tasks_together"] = self.tasks_together
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the number of skipped steps and how tasks are run."""

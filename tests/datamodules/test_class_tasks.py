@@ -187,3 +187,15 @@ def test_ten_thousand_tasks_a_second():
         tasks = sum(len(task.support.targets) for task in module.train_dataloader())
         rates.append(tasks / (time.perf_counter() - start))
     assert max(rates) >= 10_000
+
+
+def test_data_can_lie_on_another_device():
+    """On the device "meta", which has shapes only."""
+    tasks = ClassTasks(glyphs(range(10)), "train", 5, 1, 2)
+    moved = tasks.to(torch.device("meta"))
+    batch = moved.tasks([0, 1])
+    assert batch.query.inputs.device.type == "meta"
+    assert batch.query.inputs.shape == tasks.tasks([0, 1]).query.inputs.shape
+    assert batch.query.inputs.dtype == torch.uint8
+    assert tasks.tasks([0]).query.inputs.device.type == "cpu"
+    assert moved.to(torch.device("meta")) is moved

@@ -58,17 +58,27 @@ def test_an_error_of_the_users_own_is_raised_as_it_is():
             module.meta_loss(image_tasks())
 
 
-def test_auto_runs_few_examples_together_on_a_cpu_and_many_one_by_one():
+def test_auto_runs_all_tasks_together_unless_they_are_large():
     net = Conv4(5)
 
-    def together(network, queries, names=("head.weight",)):
-        tasks = image_tasks(tasks=32, n_way=5, k_shot=1, n_query=queries)
+    def together(network, queries, names=("head.weight",), **kwargs):
+        tasks = image_tasks(tasks=32, n_way=5, k_shot=1, n_query=queries, **kwargs)
         return TaskMap(network, names, "auto").together(tasks)
 
-    assert together(net, 1) == 16
-    assert together(net, 15) == 0
-    assert together(MLP(64, 5), 15) == 32
-    assert together(net, 15, names=()) == 32  # no parameters of their own
+    assert together(net, 1, size=28) == 32
+    assert together(net, 15, size=28) == 32
+    assert together(net, 15, size=84) == 5
+    assert together(net, 15, size=84, channels=3) == 5  # the inner layers' channels are what takes the memory
+    assert together(net, 15, size=224) == 0
+    assert together(MLP(64, 5), 15, size=84) == 32
+    assert together(net, 15, size=84, names=()) == 32  # no parameters of their own
+
+
+def test_chunks_of_one_task_are_a_loop():
+    tasks = image_tasks()
+    for way in (1, "loop"):
+        module = MAMLModule(Recurrent().double(), 0.1, task_parallel=way)
+        assert torch.isfinite(module.meta_loss(tasks))
 
 
 def test_a_chunk_that_does_not_divide_the_batch():

@@ -26,19 +26,20 @@ class BatchNormalization(Function):
         )
         y, mean, r = y.view(x.shape), mean.view(x.shape[1:3]), r.view(x.shape[1:3])
         ctx.save_for_backward(x, weight, mean, r)
-        ctx.eps = eps
+        ctx.eps, ctx.bias_count = eps, len(bias)
         ctx.mark_non_differentiable(mean, r)
         ctx.set_materialize_grads(False)
         return y, mean, r
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
         """The gradients of the inputs, the scales and the shifts."""
+        if grad is None:
+            return None, None, None, None
         x, weight, mean, r = ctx.saved_tensors
         of_x, of_weight, of_bias = OfNormalization.apply(dense(grad), x, weight, mean, r, ctx.eps)
-        if len(weight) == 1 < x.shape[1]:
-            of_weight, of_bias = of_weight.sum(0, keepdim=True), of_bias.sum(0, keepdim=True)
-        return of_x, of_weight, of_bias, None
+        counts = len(weight), ctx.bias_count
+        return of_x, *(_added_up(t, count) for t, count in zip((of_weight, of_bias), counts, strict=True)), None
 
 
 class OfNormalization(Function):
@@ -79,7 +80,7 @@ class OfNormalization(Function):
         for every channel.
         """
         grad, x, weight, mean, r, of_weight, of_bias = ctx.saved_tensors
-        shape, shared = x.shape, len(weight) == 1
+        shape = x.shape
         gamma, mean, r = _each(weight, x), mean.flatten(), r.flatten()
         x, grad = x.flatten(1, 2), grad.flatten(1, 2)
         m = x.numel() // x.shape[1]
@@ -107,8 +108,7 @@ class OfNormalization(Function):
             of_x = _times(grad, factor).addcmul_(gamma_r_pu, _column(-r * g_xhat, x))
             of_x.add_(_column(-factor * g_mean - of_xhat * mean * r, x))
             of_grad = gamma_r_pu.addcmul_(x, _column(v * r, x)).add_(_column(w - v * mean * r, x))
-            of_gamma = (r * m * k).view(shape[1:3])
-            of_gamma = of_gamma.sum(0, keepdim=True) if shared else of_gamma
+            of_gamma = _added_up((r * m * k).view(shape[1:3]), len(weight))
         of_x.addcmul_(x, _column(of_xhat * r, x))
         return of_grad.view(shape), of_x.view(shape), of_gamma, None, None, None
 
@@ -116,6 +116,11 @@ class OfNormalization(Function):
 def _each(values: Tensor, x: Tensor) -> Tensor:
     """Values `(B, channels)`, or `(1, channels)` for all tasks, for each of the merged channels of `x`."""
     return values.expand(x.shape[1], -1).flatten()
+
+
+def _added_up(values: Tensor, count: int) -> Tensor:
+    """Values of every task `(B, channels)`, added up if there is one for all."""
+    return values.sum(0, keepdim=True) if count == 1 < len(values) else values
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:

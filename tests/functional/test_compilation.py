@@ -1,0 +1,91 @@
+"""Compiled outer steps: the same meta-gradient, or a reason why not."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_meta import MLP, MAMLModule, ReptileModule, SinusoidDataModule
+from lightning_meta.functional.compilation import CompiledFunction
+from lightning_meta.inner import SGD
+from tests.conftest import image_tasks, relative_error, vector_tasks
+from tests.modules.test_contracts import meta_gradient, trainer
+from tests.networks import ValueDependent, network
+
+
+def compiled_and_not(make, tasks):
+    _, expected = meta_gradient(make(compile=False), tasks)
+    module = make(compile=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="compile=True")
+        for _ in range(2):
+            loss, found = meta_gradient(module, tasks)
+    return module, loss, found, expected
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("first_order", [False, True])
+def test_a_compiled_step_has_the_same_meta_gradient(first_order):
+    def make(**kwargs):
+        torch.manual_seed(0)
+        return MAMLModule(MLP(6, 3).double(), 0.1, 2, first_order=first_order, **kwargs)
+
+    module, loss, found, expected = compiled_and_not(make, vector_tasks())
+    assert module._program.reason is None
+    assert relative_error(found, expected) < 1e-12
+    with torch.no_grad():  # it runs with the parameters as they are now
+        for p in module.parameters():
+            p.add_(0.1)
+    changed, gradient = meta_gradient(module, vector_tasks(seed=1))
+    module.compiles = False
+    again, expected = meta_gradient(module, vector_tasks(seed=1))
+    assert changed.item() != loss.item()
+    assert changed.item() == pytest.approx(again.item(), rel=1e-12)
+    assert relative_error(gradient, expected) < 1e-12
+    assert len(module._program._programs) == 1
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_and_says_why():
+    tasks = image_tasks()
+    _, expected = meta_gradient(MAMLModule(ValueDependent().double(), 0.1, task_parallel="loop"), tasks)
+    torch.manual_seed(0)
+    net = ValueDependent().double()
+    _, expected = meta_gradient(MAMLModule(net, 0.1, task_parallel="loop"), tasks)
+    module = MAMLModule(net, 0.1, task_parallel="loop", compile=True)
+    with pytest.warns(UserWarning, match="compile=True: running without, since compiling failed: .*value"):
+        _, found = meta_gradient(module, tasks)
+    assert relative_error(found, expected) < 1e-12
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        meta_gradient(module, tasks)
+
+
+def test_steps_that_all_differ_are_not_compiled():
+    module = ReptileModule(network("mlp"), SGD(0.1), inner_batch_size=2, compile=True)
+    meta_gradient(module, image_tasks())
+    assert not module._program._programs
+    maml = MAMLModule(network("mlp"), 0.1, 2, multi_step_loss_steps=5, compile=True)
+    meta_gradient(maml, image_tasks())
+    assert not maml._program._programs
+    assert maml._program.reason is None
+
+
+def test_an_error_of_the_function_is_its_own():
+    def broken(tensors):
+        raise KeyError("my own mistake")
+
+    with pytest.warns(UserWarning, match="my own mistake"), pytest.raises(KeyError, match="my own mistake"):
+        CompiledFunction()(broken, [torch.ones(1)], None)
+
+
+@pytest.mark.timeout(300)
+def test_training_with_compiled_steps_reaches_the_same(tmp_path):
+    losses = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        module = MAMLModule(MLP(hidden=[8]), 0.01, loss=F.mse_loss, compile=compile)
+        run = trainer(tmp_path, max_steps=30, num_sanity_val_steps=0, precision="64-true", log_every_n_steps=10)
+        run.fit(module, SinusoidDataModule(meta_batch_size=4, steps_per_epoch=30, val_tasks=10))
+        losses.append(run.callback_metrics["val/query_loss"].item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)

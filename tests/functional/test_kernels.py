@@ -1,0 +1,195 @@
+"""Layers of many tasks against torch's own, one task at a time: values, first and second derivatives."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_meta import MAMLModule
+from lightning_meta.functional.kernels import mode, task_kernels
+from lightning_meta.functional.kernels.normalization import BatchNormalization
+from lightning_meta.functional.task_map import TaskMap
+from tests.conftest import image_tasks, relative_error
+from tests.functional.test_meta_gradient import LR, meta_gradient, unrolled
+from tests.networks import network
+
+TASKS = 3
+LAYERS = {
+    "conv1d": (lambda x, w, b: F.conv1d(x, w, b, stride=2, padding=1), (5, 4, 9), (6, 4, 3), (6,)),
+    "conv2d": (lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1), (5, 4, 7, 7), (6, 4, 3, 3), (6,)),
+    "conv2d, one channel": (lambda x, w, b: F.conv2d(x, w, b), (5, 1, 7, 7), (6, 1, 3, 3), (6,)),
+    "conv2d, groups": (lambda x, w, b: F.conv2d(x, w, b, 1, 2, 2, 2), (5, 4, 7, 7), (6, 2, 3, 3), (6,)),
+    "conv2d, uneven": (lambda x, w, b: F.conv2d(x, w, None, (2, 1), (0, 1)), (5, 4, 7, 6), (6, 4, 3, 2), (6,)),
+    "conv3d": (lambda x, w, b: F.conv3d(x, w, b, padding=1), (3, 2, 4, 4, 4), (4, 2, 3, 3, 3), (4,)),
+    "linear": (F.linear, (5, 7), (6, 7), (6,)),
+    "linear without bias": (lambda x, w, b: F.linear(x, w), (5, 7), (6, 7), (6,)),
+    "linear on sequences": (F.linear, (5, 2, 7), (6, 7), (6,)),
+    "large linear": (F.linear, (5, 256), (128, 256), (128,)),
+    "large linear on sequences": (F.linear, (5, 2, 256), (128, 256), (128,)),
+    "batch norm of features": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (8, 4), (4,), (4,)),
+    "batch norm of sequences": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (8, 4, 5), (4,), (4,)),
+    "batch norm of images": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (5, 4, 3, 3), (4,), (4,)),
+    "max pooling": (lambda x, w, b: F.max_pool2d(x * w, 2) + b, (5, 4, 6, 6), (4, 1, 1), (4, 1, 1)),
+    "overlapping pooling": (
+        lambda x, w, b: F.max_pool2d(x * w, 3, 2, 1, ceil_mode=True) + b, (5, 4, 7, 7), (4, 1, 1), (4, 1, 1)
+    ),
+}  # fmt: skip
+SHARED = ("nothing", "weights", "bias", "all", "inputs", "views")
+
+
+def random(*shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def derivatives(y, leaves):
+    """The gradient of a function of `y`, and that of a function of it, which has every second derivative in it."""
+    first = torch.autograd.grad(y.sin().sum(), leaves, create_graph=True, materialize_grads=True)
+    scalar = sum((g * torch.linspace(-1, 1, g.numel(), dtype=g.dtype).view(g.shape)).sum() for g in first)
+    second = torch.autograd.grad(scalar, leaves, materialize_grads=True)
+    return [*first, *second]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("shared", SHARED)
+def test_kernels_have_the_derivatives_of_torchs_layers(layer, shared):
+    function, *shapes = LAYERS[layer]
+    names = ("inputs", "weights", "bias")
+    alone = [shared in ("all", name) and name != "inputs" or shared == name for name in names]
+    leaves = [
+        random(*(() if is_shared or shared == "views" and i else (TASKS,)), *shape, seed=i).requires_grad_()
+        for i, (shape, is_shared) in enumerate(zip(shapes, alone, strict=True))
+    ]
+
+    def arguments():
+        if shared != "views":
+            return leaves
+        return [leaves[0], *(leaf.expand(TASKS, *leaf.shape) for leaf in leaves[1:])]
+
+    def of_one(*tensors):
+        with task_kernels(vectorized=True):
+            return function(*tensors)
+
+    found = torch.vmap(of_one, in_dims=tuple(None if one else 0 for one in alone))(*arguments())
+    expected = torch.stack(
+        [
+            function(*(t if one else t[i] for t, one in zip(arguments(), alone, strict=True)))
+            for i in range(TASKS)
+        ]
+    )  # fmt: skip
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    # The same with gradients for each task's own copy, which is what an inner step takes.
+    for a, b in zip(derivatives(found, leaves), derivatives(expected, leaves), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_kernels_of_a_single_task_too(layer, monkeypatch):
+    monkeypatch.setattr(mode, "SMALLEST_OF_ONE_TASK", 0)
+    function, *shapes = LAYERS[layer]
+    leaves = [random(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
+    expected = function(*leaves)
+    with task_kernels(vectorized=False):
+        found = function(*leaves)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for a, b in zip(derivatives(found, leaves), derivatives(expected, leaves), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_normalization_against_finite_differences():
+    x, weight, bias = random(3, 2, 2, 3, seed=0), random(2, 2, seed=1), random(2, 2, seed=2)
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+
+    def normalize(*args):
+        return BatchNormalization.apply(*args, 1e-5)[0]
+
+    assert torch.autograd.gradcheck(normalize, inputs)
+    assert torch.autograd.gradgradcheck(normalize, inputs)
+
+
+def test_zero_scales_are_no_trouble():
+    """The scale is divided by nowhere."""
+    x, weight, bias = random(3, 2, 2, 3, seed=0), torch.zeros(2, 2, dtype=torch.float64), random(2, 2, seed=2)
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    assert torch.autograd.gradgradcheck(lambda *args: BatchNormalization.apply(*args, 1e-5)[0], inputs)
+
+
+def test_running_statistics_are_written_as_torch_writes_them():
+    layer = nn.BatchNorm2d(4).double()
+    x = random(TASKS, 5, 4, 3, 3, seed=0)
+    stacked = {name: buffer.expand(TASKS, *buffer.shape).clone() for name, buffer in layer.named_buffers()}
+
+    def of_one(buffers, x):
+        with task_kernels(vectorized=True):
+            return torch.func.functional_call(layer, buffers, (x,))
+
+    torch.vmap(of_one)(stacked, x)
+    for i in range(TASKS):
+        layer.reset_running_stats()
+        layer(x[i])
+        for name, buffer in layer.named_buffers():
+            torch.testing.assert_close(stacked[name][i], buffer)
+
+
+@pytest.mark.parametrize(
+    ("call", "inputs"),
+    [
+        (lambda x: F.conv2d(x, torch.ones(2, 3, 3, 3), padding="same"), torch.randn(2, 3, 5, 5)),
+        (lambda x: F.conv2d(x, torch.ones(2, 3, 3, 3)), torch.randn(3, 5, 5)),
+        (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], torch.randn(2, 3, 4, 4)),
+        (lambda x: F.linear(x, torch.ones(2, 3)), torch.randn(3)),
+        (lambda x: F.batch_norm(x, torch.zeros(3), torch.ones(3)), torch.randn(2, 3)),
+        (lambda x: F.batch_norm(x, None, None, training=True), torch.randn(4, 3)),
+        (lambda x: F.linear(x, torch.ones(2, 3, dtype=torch.bfloat16)), torch.ones(4, 3, dtype=torch.bfloat16)),
+    ],
+)
+def test_what_kernels_are_not_made_for_is_left_to_torch(call, inputs):
+    with task_kernels(vectorized=True):
+        found = call(inputs)
+    assert torch.equal(found, call(inputs))
+
+
+def test_torchs_own_errors_stay():
+    with task_kernels(vectorized=True):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            F.batch_norm(torch.randn(1, 3), None, None, torch.ones(3), torch.ones(3), True)
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            F.linear(torch.randn(2, 4), torch.randn(5, 3))
+
+
+def test_without_the_private_functions_of_torch_results_are_the_same(monkeypatch):
+    net, tasks = network("batch"), image_tasks()
+    _, expected = meta_gradient(MAMLModule(net, 0.1, task_parallel="vmap"), tasks)
+    expected = [g.clone() for g in expected]
+    monkeypatch.setattr(mode, "AVAILABLE", False)
+    _, found = meta_gradient(MAMLModule(net, 0.1, task_parallel="vmap"), tasks)
+    assert relative_error(found, expected) < 1e-12
+
+
+def test_networks_with_transforms_of_their_own():
+    """A network that uses torch.vmap itself."""
+
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flat, self.linear = nn.Flatten(), nn.Linear(64, 3)
+
+        def forward(self, x):
+            return torch.vmap(self.linear)(self.flat(x))
+
+    net, tasks = Nested().double(), image_tasks(n_query=2)
+    _, expected = unrolled(net, tasks, 2, False)
+    _, found = meta_gradient(MAMLModule(net, LR, 2, task_parallel="vmap"), tasks)
+    assert relative_error(found, expected) < 1e-12
+
+
+def test_memory_bounds_how_many_tasks_run_together():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
+    tasks = image_tasks(tasks=9, size=8)
+    positions = (2 + 3) * 3 * 64
+    for fitting, expected in ((9, 9), (4, 4), (1, 0), (0.5, 0)):
+        task_map = TaskMap(net, ("0.weight",), "auto")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lightning_meta.functional.task_map.POSITIONS_TOGETHER", math.floor(fitting * positions))
+            assert task_map.together(tasks) == expected
