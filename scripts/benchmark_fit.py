@@ -89,7 +89,8 @@ def measure_steps(arguments: argparse.Namespace) -> None:
         lightning_meta(
             ["fit", "--config", CONFIG, "--data.root", str(arguments.root), "--trainer.default_root_dir", folder,
              "--trainer.max_steps", str(arguments.steps + 21), "--checkpoint.every_n_steps", "100",
-             "--trainer.enable_progress_bar", "false", "--data.n_query", str(arguments.n_query), "--data.meta_batch_size", "32"]
+             "--trainer.enable_progress_bar", "false", "--data.n_query", str(arguments.n_query),
+             "--data.meta_batch_size", "32"]
         )  # fmt: skip
     ratio = statistics.median(bare / fit for fit, bare in zip(turns.in_fit, turns.bare, strict=True))
     fit, bare = (1e3 * statistics.median(times) for times in (turns.in_fit, turns.bare))
@@ -119,8 +120,8 @@ def measure_start(arguments: argparse.Namespace) -> None:
         imports.append(time.time() - start)
     total, libraries = statistics.median(totals), statistics.median(imports)
     print(
-        f"from the command to the end of the first outer step {total:.1f} s, of which {libraries:.1f} s are a process that "
-        f"imports Lightning and torchvision: {total - libraries:.1f} s are left"
+        f"from the command to the end of the first outer step {total:.1f} s, of which {libraries:.1f} s are a process "
+        f"that imports Lightning and torchvision: {total - libraries:.1f} s are left"
     )
 
 
@@ -186,10 +187,22 @@ def measure_processes(arguments: argparse.Namespace) -> None:
         steps = 60 if CASES[name].regression else 10
         for _ in range(arguments.turns):
             for devices, found in times.items():
-                command = [sys.executable, __file__, "case", "--name", name, "--steps", str(steps), "--devices", str(devices)]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "case",
+                    "--name",
+                    name,
+                    "--steps",
+                    str(steps),
+                    "--devices",
+                    str(devices),
+                ]
                 environment = os.environ | {"OMP_NUM_THREADS": str(2 // devices)}
                 done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-                found.append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"ms"')))["ms"])
+                found.append(
+                    json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"ms"')))["ms"]
+                )
         one, two = (statistics.median(found) for found in times.values())
         print(f"| {name} | {one:.3g} | {two:.3g} | {one / two:.2f} |", flush=True)
 

@@ -64,7 +64,7 @@ class ClassTasks:
         self._tensor = _as_tensor(dataset)
 
     def to(self, device: torch.device) -> "ClassTasks":
-        """The same tasks with the data on a device, if it is held as one tensor and takes a quarter of what is free there.
+        """The same tasks with the data on a device, if it is one tensor and takes a quarter of what is free there.
 
         So a batch needs to send its examples' positions only, and uint8 images are converted on the device.
         """

@@ -78,5 +78,5 @@ class CompiledFunction:
     def _run(program: Callable[..., Any], tensors: Sequence[Tensor], device: str) -> list[Tensor]:
         if device != "cuda":
             return list(program(*tensors))
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return [result.clone() for result in program(*tensors)]  # the next run writes where these are

@@ -104,7 +104,9 @@ class TrainedModule(EvaluatedModule):
         if self.seed is None:
             self.seed = torch.initial_seed()
         if self.tasks_together is None:
-            rank_zero_info(f"task_parallel={self.task_map.task_parallel!r}: {self.task_map.describe(batch)} on each device.")
+            rank_zero_info(
+                f"task_parallel={self.task_map.task_parallel!r}: {self.task_map.describe(batch)} on each device."
+            )
         self.tasks_together = self.task_map.together(batch)
         with seeded(self.device, self.seed, step, self.global_rank):
             loss = self.meta_loss(batch)

@@ -56,9 +56,9 @@ def derivatives(y, leaves):
 def test_kernels_have_the_derivatives_of_torchs_layers(layer, shared):
     function, *shapes = LAYERS[layer]
     names = ("inputs", "weights", "bias")
-    alone = [shared in ("all", name) and name != "inputs" or shared == name for name in names]
+    alone = [(shared in ("all", name) and name != "inputs") or shared == name for name in names]
     leaves = [
-        random(*(() if is_shared or shared == "views" and i else (TASKS,)), *shape, seed=i).requires_grad_()
+        random(*(() if is_shared or (shared == "views" and i) else (TASKS,)), *shape, seed=i).requires_grad_()
         for i, (shape, is_shared) in enumerate(zip(shapes, alone, strict=True))
     ]
 
@@ -193,3 +193,20 @@ def test_memory_bounds_how_many_tasks_run_together():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("lightning_meta.functional.task_map.POSITIONS_TOGETHER", math.floor(fitting * positions))
             assert task_map.together(tasks) == expected
+
+
+@pytest.mark.parametrize("way", ["loop", "vmap", 2])
+@pytest.mark.parametrize("hidden", [16, 200])
+def test_layers_may_be_followed_by_one_that_writes_in_place(way, hidden, monkeypatch):
+    monkeypatch.setattr(mode, "SMALLEST_OF_ONE_TASK", 0)
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.LeakyReLU(inplace=True), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4),
+        nn.LeakyReLU(inplace=True), nn.MaxPool2d(2), nn.ELU(inplace=True), nn.Flatten(), nn.Linear(64, hidden),
+        nn.ReLU(inplace=True), nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
+        nn.Linear(hidden, 3),
+    ).double()  # fmt: skip
+    tasks = image_tasks(n_query=2)
+    _, expected = unrolled(net, tasks, 2, False)
+    _, found = meta_gradient(MAMLModule(net, LR, 2, task_parallel=way), tasks)
+    assert relative_error(found, expected) < 1e-12

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_meta.functional.kernels.layout import is_shared, merged, placeholder
+from lightning_meta.functional.kernels.layout import apart, is_shared, merged, placeholder
 
 aten = torch.ops.aten
 
@@ -37,11 +37,11 @@ class Convolution(NamedTuple):
             fused = bias is None or is_shared(bias)
             own = bias[0] if bias is not None and fused else None
             y = aten.convolution(merged(x, as_groups=False), weight[0], own, *self._arguments(1))
-            y = y.unflatten(0, (n, tasks))
+            y = apart(y, 0, (n, tasks))
             return y if bias is None or fused else y + bias.reshape(1, *bias.shape, *(1,) * (y.dim() - 3))
         own = None if bias is None else bias.expand(tasks, -1).flatten()
         y = aten.convolution(merged(x, as_groups=True), weight.flatten(0, 1), own, *self._arguments(tasks))
-        return y.unflatten(1, (tasks, weight.shape[1]))
+        return apart(y, 1, (tasks, weight.shape[1]))
 
     def of_input(self, grad: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Layer`."""
@@ -51,7 +51,7 @@ class Convolution(NamedTuple):
             weight.flatten(0, 1) if as_groups else weight[0], None,
             *self._arguments(grad.shape[1] if as_groups else 1), (True, False, False),
         )[0]  # fmt: skip
-        return found.unflatten(*((1, shape[1:3]) if as_groups else (0, shape[:2])))
+        return apart(found, 1, shape[1:3]) if as_groups else apart(found, 0, shape[:2])
 
     def of_weight(self, grad: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Layer`."""

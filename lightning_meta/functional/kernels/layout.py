@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def dense(x: Tensor) -> Tensor:
-    """`(examples, B, ...)` without gaps, in the order that torch is fastest in: for images of one task, channels last."""
+    """`(examples, B, ...)` without gaps, in the fastest order for torch: images of one task with channels last."""
     if x.shape[1] == 1 and x.dim() == 5:
         return x.squeeze(1).contiguous(memory_format=torch.channels_last).unsqueeze(1)
     return x.contiguous()
@@ -33,6 +33,12 @@ def placeholder(like: Tensor, shape: Sequence[int], *, as_groups: bool) -> Tenso
         size = (shape[0], *shape[2:])
         return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
     return merged(like.new_empty(shape), as_groups=as_groups)
+
+
+def apart(y: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    """Dimension `dim` cut into several, for a result: not a view, so that networks may go on in place (as ReLU may)."""
+    found: Tensor = torch.ops.aten._unsafe_view(y, (*y.shape[:dim], *sizes, *y.shape[dim + 1 :]))
+    return found
 
 
 def is_shared(weight: Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_meta.functional.kernels.bilinear import Multiply
-from lightning_meta.functional.kernels.layout import is_shared
+from lightning_meta.functional.kernels.layout import apart, is_shared
 from lightning_meta.functional.kernels.vmap import OfTasks
 
 # Below this number of weights, to treat those that tasks still share as one saves less than it costs.
@@ -25,17 +25,18 @@ class Linear:
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The products, with the biases."""
         if is_shared(weight) and (bias is None or is_shared(bias)):
-            return F.linear(x, weight[0], None if bias is None else bias[0])
+            return apart(F.linear(x, weight[0], None if bias is None else bias[0]), 0, x.shape[:1])
         rows, tasks = _rows(x), x.shape[1]
         weight = weight.expand(tasks, -1, -1).transpose(1, 2)
         y = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight)
-        return y.unflatten(1, (x.shape[0], *x.shape[2:-1])).movedim(0, 1)
+        y = apart(y, 1, (x.shape[0], *x.shape[2:-1])).movedim(0, 1)
+        return y.clone(memory_format=torch.contiguous_format)  # no view, so that networks may go on in place
 
     def of_input(self, grad: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Layer`."""
         if is_shared(weight):
             return grad @ weight[0]
-        return torch.bmm(_rows(grad), weight).unflatten(1, (shape[0], *shape[2:-1])).movedim(0, 1)
+        return apart(torch.bmm(_rows(grad), weight), 1, (shape[0], *shape[2:-1])).movedim(0, 1)
 
     def of_weight(self, grad: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Layer`."""
@@ -57,11 +58,13 @@ def linear(x: OfTasks, weight: OfTasks, bias: OfTasks | None) -> tuple[Tensor, i
         weight: Weights `(out, features)`.
         bias: Biases `(out,)`.
     """
+    if x.dim is None and weight.dim is None and (bias is None or bias.dim is None):  # a single task
+        return F.linear(x.tensor, weight.tensor, None if bias is None else bias.tensor).unsqueeze(0), 0
     weights, biases = weight.first, None if bias is None else bias.first
     if len(weights) == 1 or weights[0].numel() >= SMALLEST:
         return Multiply.apply(x.second, weights, biases, Linear()), 1
-    inputs = x.first if len(x.first) == x.count else x.first.expand(x.count, *x.tensor.shape)
+    inputs = x.first if len(x.first) == x.number else x.first.expand(x.number, *x.tensor.shape)
     rows = inputs if inputs.dim() == 3 else inputs.flatten(1, -2)
     columns = weights.transpose(1, 2)
     y = torch.bmm(rows, columns) if biases is None else torch.baddbmm(biases.unsqueeze(1), rows, columns)
-    return y if inputs.dim() == 3 else y.unflatten(1, inputs.shape[1:-1]), 0
+    return y if inputs.dim() == 3 else y.view(*inputs.shape[:-1], -1), 0

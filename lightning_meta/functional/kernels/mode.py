@@ -58,7 +58,11 @@ def _conv(
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     if input.dim() < 2 or weight.dim() != 2 or not _fits(input, weight, bias):
         return None
-    return _first(over_all_tasks(lambda tensors: [linear(*tensors)], input, weight, bias))
+
+    def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
+        return [linear(*tensors)]
+
+    return _first(over_all_tasks(kernel, input, weight, bias))
 
 
 def _batch_norm(
@@ -94,7 +98,11 @@ def _max_pool(
         return None
     size = _pair(kernel_size, 2)
     window = Window(size, _pair(stride, 2) if stride else size, _pair(padding, 2), _pair(dilation, 2), ceil_mode)
-    return _first(over_all_tasks(lambda tensors: [(MaxPooling.apply(dense(tensors[0].second), window), 1)], input))
+
+    def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
+        return [(MaxPooling.apply(dense(tensors[0].second), window), 1)]
+
+    return _first(over_all_tasks(kernel, input))
 
 
 _KERNELS: dict[Any, Callable[..., Tensor | None]] = {

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from lightning_meta.functional.kernels.layout import dense
+from lightning_meta.functional.kernels.layout import apart, dense
 
 aten = torch.ops.aten
 
@@ -24,7 +24,7 @@ class BatchNormalization(Function):
         y, mean, r = aten.native_batch_norm(
             dense(x).flatten(1, 2), _each(weight, x), _each(bias, x), None, None, True, 0.0, eps
         )
-        y, mean, r = y.view(x.shape), mean.view(x.shape[1:3]), r.view(x.shape[1:3])
+        y, mean, r = apart(y, 1, x.shape[1:3]), mean.view(x.shape[1:3]), r.view(x.shape[1:3])
         ctx.save_for_backward(x, weight, mean, r)
         ctx.eps, ctx.bias_count = eps, len(bias)
         ctx.mark_non_differentiable(mean, r)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lightning_meta.functional.kernels.layout import dense, merged
+from lightning_meta.functional.kernels.layout import apart, dense, merged
 
 aten = torch.ops.aten
 
@@ -31,8 +31,7 @@ class MaxPooling(Function):
         y, places = aten.max_pool2d_with_indices(merged(x, as_groups=True), *window)
         ctx.save_for_backward(x, places)
         ctx.window = window
-        largest: Tensor = y.unflatten(1, x.shape[1:3])
-        return largest
+        return apart(y, 1, x.shape[1:3])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -50,11 +49,16 @@ class OfMaxPooling(Function):
         ctx.save_for_backward(places)
         together = (merged(tensor, as_groups=True) for tensor in (grad, x))
         found: Tensor = aten.max_pool2d_with_indices_backward(*together, *window, places)
-        return found.unflatten(1, x.shape[1:3])
+        return apart(found, 1, x.shape[1:3])
 
     @staticmethod
     def backward(ctx: Any, direction: Tensor) -> Any:
         """Take them from there."""
-        places = ctx.saved_tensors[0].unflatten(1, direction.shape[1:3])
-        taken = direction.flatten(-2).gather(-1, places.flatten(-2)).unflatten(-1, places.shape[-2:])
+        (places,) = ctx.saved_tensors
+        taken = (
+            direction.flatten(1, 2)
+            .flatten(2)
+            .gather(2, places.flatten(2))
+            .view(*direction.shape[:3], *places.shape[2:])
+        )
         return taken, None, None, None

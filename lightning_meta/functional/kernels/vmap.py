@@ -26,18 +26,18 @@ class OfTasks(NamedTuple):
     Attributes:
         tensor: With the tasks in dimension `dim`; without them if that is `None`.
         dim: Where the tasks are.
-        count: How many tasks there are.
+        number: How many tasks there are.
     """
 
     tensor: Tensor
     dim: int | None
-    count: int
+    number: int
 
     @property
     def second(self) -> Tensor:
         """The tensor with the tasks in the second dimension, `(examples, B, ...)`."""
         if self.dim is None:
-            return self.tensor.unsqueeze(1).expand(-1, self.count, *self.tensor.shape[1:])
+            return self.tensor.unsqueeze(1).expand(-1, self.number, *self.tensor.shape[1:])
         return self.tensor.movedim(self.dim, 1)
 
     @property
