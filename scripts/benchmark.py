@@ -42,9 +42,9 @@ class Contender:
         )  # fmt: skip
         self.runs = True
 
-    def wait(self) -> None:
-        """Wait until the process has made its first steps."""
-        started = self._answer()
+    def start(self) -> None:
+        """Let it make its first steps: one after another, since threads of many at once wait for each other."""
+        started = self.ask("start")
         self.runs = started is not None
         if started is not None:
             self.first = started["first"]
@@ -83,7 +83,7 @@ def measure(case: str, order: str, arguments: argparse.Namespace) -> list[Conten
     """Time the contenders of one case in turns, and compare their gradients."""
     contenders = [Contender(case, way, order, arguments.device, arguments.threads) for way in arguments.ways]
     for contender in contenders:
-        contender.wait()
+        contender.start()
     running = [c for c in contenders if c.runs]
     for turn in range(arguments.turns):
         # In another order each time, so that nobody always follows the same neighbour.
@@ -162,13 +162,16 @@ def main() -> None:
     )
     print("| case | order |", " | ".join(arguments.ways), "| auto / best | speedup |")
     print("|---" * (len(arguments.ways) + 4) + "|")
-    results = []
+    results: list[dict[str, Any]] = []
+    memory = [f"| case | order | {' | '.join(arguments.ways)} |", "|---" * (len(arguments.ways) + 2) + "|"]
     for order in arguments.orders:
         for case in cases:
             contenders = measure(case, order, arguments)
             found = ratios(contenders)
             shown = [f"{found[key]:.2f}" if key in found else "-" for key in ("auto_to_best", "speedup")]
             print(f"| {case} | {order} |", " | ".join(row(contenders) + shown), "|", flush=True)
+            cells = ["-" if c.memory is None else f"{c.memory:.0f}" for c in contenders]
+            memory.append(f"| {case} | {order} | {' | '.join(cells)} |")
             for c in contenders:
                 if c.failed is not None:
                     print(f"  {c.way} failed: {c.failed}", flush=True)
@@ -178,7 +181,12 @@ def main() -> None:
                 )  # fmt: skip
     arguments.json.write_text(json.dumps({"torch": torch.__version__, "device": arguments.device,
                                           "threads": arguments.threads, "results": results}, indent=1))  # fmt: skip
-    print(f"speedup: against the better of hand loop and higher. Peers: {', '.join(PEERS)}. Memory: {arguments.json}")
+    print(
+        "speedup: of auto, against the better of hand loop and higher. wrong: another meta-gradient than the hand "
+        f"loop's. -: there is none. Peers: {', '.join(PEERS)}."
+    )
+    print("\nMemory, MiB more than before the first step at the peak\n")
+    print("\n".join(memory))
 
 
 if __name__ == "__main__":

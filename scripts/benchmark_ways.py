@@ -185,9 +185,13 @@ def with_parallel_metalearn(case: Case, network: nn.Module, tasks: Task, first_o
     model = MAML_Model(backbone=Part(network.body), head=Part(network.head))
     inner = InnerSGD(model.get_fast_weights(), first_order=first_order, inner_lr=case.inner_lr, learn_lr=False)
     algorithm = MAML(
-        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
-        inner_optimizer=inner.to(tasks.query.inputs), support_loss_fn=Loss(), inner_steps=case.inner_steps, device=tasks.query.inputs.device,
-    )  # fmt: skip
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+        inner_optimizer=inner.to(tasks.query.inputs),
+        support_loss_fn=Loss(),
+        inner_steps=case.inner_steps,
+        device=tasks.query.inputs.device,
+    )
     (xs, ys), (xq, yq) = tasks
 
     def step() -> None:
@@ -264,11 +268,12 @@ def _resident_mib() -> float:
 
 
 def main() -> None:
-    """Answer commands: `turn SECONDS` times steps, `memory` tells the memory they took, `gradient FILE` writes it."""
+    """Answer commands: `start` makes the first steps, `turn SECONDS` times steps, `memory` tells the memory they took, `gradient FILE` writes it."""
     name, way, order, device, threads = sys.argv[1:]
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(threads))
     case, first_order = CASES[name], order == "first"
+    sys.stdin.readline()  # `start`
     before = _resident_mib() if device == "cpu" else 0.0
     made = _prepare(case, way, first_order, device, torch.float32)
     if made is None:
