@@ -268,7 +268,11 @@ def _resident_mib() -> float:
 
 
 def main() -> None:
-    """Answer commands: `start` makes the first steps, `turn SECONDS` times steps, `memory` tells the memory they took, `gradient FILE` writes it."""
+    """Be one contender.
+
+    Answers commands: `start` makes the first steps, `turn SECONDS` times steps, `memory` tells the memory they took,
+    `gradient FILE` writes it.
+    """
     name, way, order, device, threads = sys.argv[1:]
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(threads))

@@ -51,7 +51,7 @@ def adapt(
         steps: Number of inner steps; 0 returns `params`.
         order: Order of the meta-gradient that the result carries.
         scale: What the objective is multiplied by while gradients are computed: see `scaled_gradients`.
-        recompute: Whether to keep each step's parameters only for the meta-gradient, and compute the step again there
+        recompute: Whether only each step's parameters are kept, and the meta-gradient computes the step again
             (gradient checkpointing): with many steps much less memory, for about a third more time.
         on_step: Called with the number of steps done, the parameters and the state, first with 0 and the initial ones.
 

@@ -81,7 +81,7 @@ class Learner:
     def initial_params(self, tasks: int, *, trainable: bool) -> Params:
         """One copy of the adapted parameters for each task: views of the network's own if `trainable`."""
         own = dict(self.network.named_parameters())
-        copies = {name: own[name].unsqueeze(0).expand(tasks, *own[name].shape) for name in self.names}
+        copies = {name: own[name].expand(tasks, *own[name].shape) for name in self.names}
         return copies if trainable else {name: copy.detach().requires_grad_() for name, copy in copies.items()}
 
     def initial_buffers(self, tasks: int) -> Params:
