@@ -17,9 +17,10 @@ from lightning_meta.task import Task, map_tensors, number_of_tasks, tensors_of
 TaskParallel = Literal["auto", "vmap", "loop"] | int
 Result = TypeVar("Result")
 
-# On a CPU, more convolutional tasks together are never slower, by docs/performance.md; this bounds the memory, at about
-# 1.5 GiB for a second-order step of Conv-4 with 64 filters. Positions are pixels of the inputs.
-POSITIONS_TOGETHER = 4096 * 28 * 28
+# Of a convolutional network on a CPU, by docs/performance.md: what so many positions after the first convolution take is
+# about 1.2 GiB in Conv-4 with 64 filters. A task of more than the second number is large enough to keep all threads busy.
+POSITIONS_TOGETHER = 4096 * 14 * 14
+POSITIONS_ALONE = 50_000
 
 
 class TaskMap:
@@ -30,8 +31,8 @@ class TaskMap:
         names: The parameters that the inner loop changes; none for an algorithm without one.
         task_parallel: `"vmap"`: all tasks together, the most memory. A chunk size: that many together, which bounds
             the memory. `"loop"`: one after another, the least memory, and works for every network. `"auto"`: all tasks
-            together, or for a convolutional network on a CPU as many as have `POSITIONS_TOGETHER` pixels; falls back
-            to the loop where `torch.vmap` cannot run the network.
+            together; for a convolutional network on a CPU no more than have `POSITIONS_TOGETHER`, and those of more
+            than `POSITIONS_ALONE` by the loop. It falls back to the loop where `torch.vmap` cannot run the network.
 
     Raises:
         ValueError: `task_parallel` is none of these.
@@ -47,7 +48,7 @@ class TaskMap:
         self.network = network
         self.names = names
         self.task_parallel = task_parallel
-        self._convolutional = any(isinstance(layer, _ConvNd) for layer in network.modules())
+        self._convolution = next((layer for layer in network.modules() if isinstance(layer, _ConvNd)), None)
         self.vectorizes = True
         """Whether `torch.vmap` has run the network so far; `"auto"` turns to the loop where it has not."""
 
@@ -60,12 +61,13 @@ class TaskMap:
             return 0
         if not self.names:  # weights that all tasks share
             return batch
-        if self.task_parallel == "vmap" or not self._convolutional or tasks.support.targets.device.type != "cpu":
+        if self.task_parallel == "vmap" or self._convolution is None or tasks.support.targets.device.type != "cpu":
             return batch
         # (B, examples, channels, positions...)
         positions = sum(x.shape[1] * math.prod(x.shape[3:]) for part in tasks for x in tensors_of(part.inputs))
+        positions //= math.prod(self._convolution.stride)
         size = min(POSITIONS_TOGETHER // max(positions, 1), batch)
-        return size if size > 1 else 0
+        return size if size > 1 and positions <= POSITIONS_ALONE else 0
 
     def describe(self, tasks: Task) -> str:
         """How the tasks of this batch are run, in words."""

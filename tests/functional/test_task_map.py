@@ -67,9 +67,11 @@ def test_auto_runs_all_tasks_together_unless_they_are_large():
 
     assert together(net, 1, size=28) == 32
     assert together(net, 15, size=28) == 32
-    assert together(net, 15, size=84) == 5
-    assert together(net, 15, size=84, channels=3) == 5  # the inner layers' channels are what takes the memory
-    assert together(net, 15, size=224) == 0
+    assert together(net, 4, size=84) == 18
+    assert together(net, 4, size=84, channels=3) == 18  # the inner layers' channels are what takes the memory
+    assert together(net, 15, size=84) == 0
+    assert together(Conv4(5, downsample="pool"), 15, size=28) == 0
+    assert together(Conv4(5, downsample="pool"), 1, size=28) == 32
     assert together(MLP(64, 5), 15, size=84) == 32
     assert together(net, 15, size=84, names=()) == 32  # no parameters of their own
 
