@@ -50,15 +50,19 @@ class Learner:
     transductive: bool = True
 
     @cached_property
+    def _layers(self) -> list[nn.Module]:
+        return list(self.network.modules())
+
+    @cached_property
     def _modes(self) -> dict[Any, bool]:
-        return transductive_modes(self.network) if self.transductive else {}
+        return transductive_modes(self._layers) if self.transductive else {}
 
     @cached_property
     def _is_tied(self) -> bool:
         """Whether a parameter or buffer has several names."""
         tensors = [
             id(tensor)
-            for layer in self.network.modules()
+            for layer in self._layers
             for tensor in (*layer._parameters.values(), *layer._buffers.values())
             if tensor is not None
         ]
@@ -66,7 +70,7 @@ class Learner:
 
     @cached_property
     def _has_rnn(self) -> bool:
-        return any(isinstance(layer, nn.RNNBase) for layer in self.network.modules())
+        return any(isinstance(layer, nn.RNNBase) for layer in self._layers)
 
     def over_tasks(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Lift a function of one task to a batch: every tensor in and out gets a leading task dimension."""

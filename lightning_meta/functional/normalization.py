@@ -1,7 +1,7 @@
 """Which statistics normalization layers use: the batch's, or those of a support set."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -32,10 +32,9 @@ def batch_normalized_layers(network: nn.Module) -> dict[str, _BatchNorm]:
     return {name: layer for name, layer in _normalizing_layers(network).items() if isinstance(layer, _BatchNorm)}
 
 
-def transductive_modes(network: nn.Module) -> dict[_NormBase, bool]:
-    """For every batch and instance norm whether it is to use the data at hand."""
-    layers = [layer for layer in network.modules() if isinstance(layer, _NormBase)]
-    return {layer: not _is_pretrained(layer) for layer in layers}
+def transductive_modes(layers: Iterable[nn.Module]) -> dict[_NormBase, bool]:
+    """For every batch and instance norm of a network's layers whether it is to use the data at hand."""
+    return {layer: not _is_pretrained(layer) for layer in layers if isinstance(layer, _NormBase)}
 
 
 @contextmanager
@@ -45,7 +44,7 @@ def batch_normalization(transductive: dict[_NormBase, bool]) -> Iterator[None]:
     That is how MAML normalizes, in meta-training and in evaluation (transductively).
 
     Args:
-        transductive: What `transductive_modes` says of the network.
+        transductive: What `transductive_modes` says of the layers.
     """
     modes = {layer: layer.training for layer in transductive}
     try:

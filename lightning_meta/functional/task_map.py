@@ -17,8 +17,8 @@ from lightning_meta.task import Task, map_tensors, number_of_tasks, tensors_of
 TaskParallel = Literal["auto", "vmap", "loop"] | int
 Result = TypeVar("Result")
 
-# Of a convolutional network on a CPU, by docs/performance.md: what so many positions after the first convolution take is
-# about 1.2 GiB in Conv-4 with 64 filters. A task of more than the second number is large enough to keep all threads busy.
+# Of a convolutional network on a CPU, by docs/performance.md. So many positions after the first convolution take about
+# 1.2 GiB in Conv-4 with 64 filters; a task with more than the second number keeps all threads busy by itself.
 POSITIONS_TOGETHER = 4096 * 14 * 14
 POSITIONS_ALONE = 50_000
 
