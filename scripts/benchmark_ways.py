@@ -184,10 +184,14 @@ def with_parallel_metalearn(case: Case, network: nn.Module, tasks: Task, first_o
 
     model = MAML_Model(backbone=Part(network.body), head=Part(network.head))
     inner = InnerSGD(model.get_fast_weights(), first_order=first_order, inner_lr=case.inner_lr, learn_lr=False)
+    inner = inner.to(tasks.query.inputs)
+    with torch.no_grad():
+        for rate in inner.parameters():  # made in float32
+            rate.fill_(case.inner_lr)
     algorithm = MAML(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
-        inner_optimizer=inner.to(tasks.query.inputs),
+        inner_optimizer=inner,
         support_loss_fn=Loss(),
         inner_steps=case.inner_steps,
         device=tasks.query.inputs.device,
