@@ -9,6 +9,7 @@ from lightning.pytorch.plugins import Precision
 from torch.utils.data import Subset
 
 from lightning_meta import EpisodicDataModule, Examples, GlyphsDataModule, SinusoidDataModule, Task
+from lightning_meta.datamodules import ClassTasks
 from lightning_meta.datamodules.loader import DataError
 from lightning_meta.datasets import ClassDataset
 from tests.datamodules.test_class_tasks import Plain, numbered
@@ -33,8 +34,9 @@ def as_rank(rank, world, step=0, **kwargs):
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
     state = SimpleNamespace(status="running")
     data.trainer = SimpleNamespace(
-        global_rank=rank, world_size=world, fit_loop=loop, state=state, precision_plugin=Precision()
-    )
+        global_rank=rank, world_size=world, fit_loop=loop, state=state, precision_plugin=Precision(),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )  # fmt: skip
     return data
 
 
@@ -273,3 +275,15 @@ def test_the_example_that_a_worker_cannot_read_is_named():
     data.setup()
     with pytest.raises(DataError, match=r"train: example (\d+) of the data set cannot be read: image\1\.png is broken"):
         list(data.train_dataloader())
+
+
+@pytest.mark.parametrize(("device", "workers", "moves"), [("cpu", 0, False), ("cuda", 0, True), ("cuda", 1, False)])
+def test_data_is_kept_on_a_gpu_while_a_trainer_runs(device, workers, moves, monkeypatch):
+    monkeypatch.setattr(ClassTasks, "to", lambda self, to: ("moved", self, to))
+    data = as_rank(0, 1, num_workers=workers)
+    data.trainer.strategy.root_device = torch.device(device)
+    for split, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader())):
+        used = loader.batches.distribution
+        assert (used == ("moved", data.tasks[split], torch.device(device))) if moves else used is data.tasks[split]
+    data.trainer.state.status = "finished"
+    assert data.train_dataloader().batches.distribution is data.tasks["train"]
