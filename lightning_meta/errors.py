@@ -10,6 +10,7 @@ import torch
 _PACKAGE, _TORCH, _LIGHTNING = (
     str(Path(str(module)).parent) + os.sep for module in (__file__, torch.__file__, lightning.__file__)
 )
+_KERNELS = os.path.join(_PACKAGE, "functional", "kernels", "")
 
 
 class ConfigurationError(ValueError):
@@ -36,8 +37,10 @@ def is_lightnings(error: BaseException) -> bool:
 
 
 def _raised_in(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    return frames[-1].filename if frames else ""
+    # Kernels raise nothing of their own: what goes wrong in them is what torch has to say of a network's layer.
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    others = [filename for filename in frames if not filename.startswith(_KERNELS)]
+    return others[-1] if others else ""
 
 
 def first_line(error: BaseException) -> str:

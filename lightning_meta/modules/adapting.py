@@ -1,6 +1,6 @@
 """Adaptation by an inner loop of gradient steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -92,6 +92,11 @@ class AdaptingModule(MetaModule):
         settings = f"{type(self.inner_optimizer).__name__}({self.inner_optimizer.extra_repr()})"
         return super().objects() | {"inner_optimizer": settings}
 
+    def compile_key(self) -> Hashable | None:
+        """It depends on the number of inner steps, too."""
+        key = super().compile_key()
+        return None if key is None else (key, self.inner_steps)
+
     # Where a task's data is asked for. In reinforcement learning it is collected here, with the adapted parameters.
 
     def support_data(self, tasks: Task, params: Params, step: int) -> Examples:
@@ -153,10 +158,15 @@ class AdaptingModule(MetaModule):
         initial = self.initial_params(learner, tasks, trainable=order > 0)
         buffers = learner.initial_buffers(count)
 
+        before: dict[int, Params] = {}  # the buffers before each step, for a step that is computed again
+
         def objective(params: Params, step: int) -> Tensor:
+            is_again = step in before
+            before.setdefault(step, dict(buffers))
+            current = dict(before[step]) if is_again else buffers
             support = inner_batch(self.support_data(tasks, params, step), step)
             with learner.twice_differentiable() if order == 2 else nullcontext():
-                predictions = learner.predict(self.params_at(params, step), buffers, support.inputs)
+                predictions = learner.predict(self.params_at(params, step), current, support.inputs)
                 losses = self.task_losses(learner, predictions, support.targets)
                 return self.inner_objective(losses, params, initial)
 

@@ -208,7 +208,11 @@ class MetaModule(TrainedModule):
         For every new key it is compiled anew. `None` says that it depends on what is different in every step, so that
         it is not compiled. Override it where `learn` does something else from some outer step on.
         """
-        return None if self.loss_scale != 1 else (self.training, self.logs_this_step)
+        if self.loss_scale != 1:
+            return None
+        modes = tuple(layer.training for layer in self.modules())
+        trainable = tuple(p.requires_grad for p in self.parameters())
+        return modes, trainable, self.logs_this_step, self.loss, tuple(self.objects().items())
 
     def _compiled_gradient(
         self, learner: Learner, tasks: Task, total: int, key: Hashable
@@ -220,7 +224,7 @@ class MetaModule(TrainedModule):
         def function(tensors: list[Tensor]) -> tuple[Outcome, tuple[Tensor, ...]]:
             given = iter(tensors)
             state = {name: next(given).detach().requires_grad_(name in trainable) for name in own}
-            with torch.enable_grad(), _reparametrize_module(self, state):
+            with torch.enable_grad(), _reparametrize_module(self, state, tie_weights=True):
                 outcome = self.learn(learner, map_tensors(lambda _: next(given), tasks))
                 wanted = [state[name] for name in own if name in trainable]
                 gradients = scaled_gradients(outcome.losses.sum() / total, wanted)

@@ -46,6 +46,44 @@ def test_a_compiled_step_has_the_same_meta_gradient(first_order):
     assert len(module._program._programs) == 1
 
 
+class Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6), torch.nn.Linear(6, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x).tanh()).tanh())
+
+
+@pytest.mark.timeout(300)
+def test_tied_weights_and_changes_between_steps(monkeypatch):
+    """Compiled by a backend that changes nothing, for speed: what is recorded is what matters here."""
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda program, **kwargs: compile(program, backend="eager"))
+    torch.manual_seed(0)
+    net = Tied().double()
+    compiled, plain = (MAMLModule(net, 0.1, 2, compile=compile) for compile in (True, False))
+
+    def gradient(module):
+        module.zero_grad()
+        module.meta_loss(vector_tasks()).backward()
+        return [p.grad for p in module.parameters() if p.requires_grad]
+
+    def check():
+        assert relative_error([g.clone() for g in gradient(compiled)], gradient(plain)) < 1e-12
+
+    check()
+    for module in (compiled, plain):
+        module.inner_steps = 3
+    check()
+    compiled, plain = (MAMLModule(net, 0.1, 2, adapt_only="head", compile=compile) for compile in (True, False))
+    check()
+    net.first.weight.requires_grad_(False)
+    check()
+    assert len(compiled._program._programs) == 2
+
+
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_why():
     tasks = image_tasks()
     _, expected = meta_gradient(MAMLModule(ValueDependent().double(), 0.1, task_parallel="loop"), tasks)
