@@ -19,9 +19,8 @@ from pathlib import Path
 from lightning_meta import Conv4, Examples, MAMLModule, Task
 torch.set_num_threads(1)
 tasks, steps, way, recompute = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4] == "recompute"
-shots = int(sys.argv[5])
-labels = torch.arange(5).repeat(shots).expand(tasks, -1).contiguous()
-batch = Task(*(Examples(torch.rand(tasks, 5 * shots, 1, 28, 28), labels) for _ in range(2)))
+labels = torch.arange(5).expand(tasks, -1).contiguous()
+batch = Task(*(Examples(torch.rand(tasks, 5, 1, 28, 28), labels) for _ in range(2)))
 way = int(way) if way.isdigit() else way
 module = MAMLModule(Conv4(5), 0.01, steps, task_parallel=way, checkpoint_inner_steps=recompute)
 resident = lambda key: int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
@@ -35,18 +34,9 @@ print(resident("VmHWM") - before)
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
 
 
-def memory(tasks, steps, way, recompute=False, shots=3):
+def memory(tasks, steps, way, recompute=False):
     """MiB at the peak of outer steps, with the allocator as it comes: what it keeps is no need."""
-    command = [
-        sys.executable,
-        "-c",
-        CODE,
-        str(tasks),
-        str(steps),
-        str(way),
-        "recompute" if recompute else "keep",
-        str(shots),
-    ]
+    command = [sys.executable, "-c", CODE, str(tasks), str(steps), str(way), "recompute" if recompute else "keep"]
     environment = os.environ | {"LIGHTNING_META_KEEP_MEMORY": "0"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return float(done.stdout)
@@ -54,15 +44,17 @@ def memory(tasks, steps, way, recompute=False, shots=3):
 
 @on_linux
 def test_the_memory_of_a_loop_does_not_grow_with_the_tasks():
-    found = {(way, tasks): memory(tasks, 1, way, shots=1) for way in ("loop", 1) for tasks in (4, 64)}
+    found = {(way, tasks): memory(tasks, 1, way) for way in ("loop", 1) for tasks in (4, 64)}
     print(found)
     assert max(found.values()) <= 1.1 * min(found.values())
-    assert memory(16, 1, "vmap", shots=1) > 2 * max(found.values())  # what is measured is the step
+    assert memory(16, 1, "vmap") > 2 * max(found.values())  # what is measured is the step
 
 
 @on_linux
 def test_checkpointed_inner_steps_bound_the_memory_of_many():
-    two, ten, kept = memory(8, 2, "vmap"), memory(8, 10, "vmap", recompute=True), memory(8, 10, "vmap")
+    cases = ((2, False), (10, True), (10, False))
+    # The allocator adds to what a step needs, now more and now less.
+    two, ten, kept = (min(memory(8, steps, "vmap", recompute) for _ in range(2)) for steps, recompute in cases)
     print(f"2 steps {two:.0f} MiB, 10 checkpointed {ten:.0f} MiB, 10 kept {kept:.0f} MiB")
     assert ten <= 2 * two
     assert ten < kept
