@@ -1,7 +1,7 @@
 """Time outer steps of MAML by every way of this package, by hand and by other libraries, in turns within one run.
 
 Every contender is a process of its own; they take turns, so that what else the machine does meets all of them alike.
-A time is the median over turns. Before that each computes the meta-gradient in float64, which is compared with the
+A time is the median over turns. Afterwards each computes the meta-gradient in float64, which is compared with the
 hand-written loop's: a contender that computes something else is marked, and counts for nothing.
 """
 

@@ -253,22 +253,19 @@ def _synchronized(step: Step, device: str) -> Step:
     return synchronized
 
 
+def _status_mib(key: str) -> float | None:
+    """An entry of this process's status, where the system has that."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) / 1024
+    return None
+
+
 def _peak_mib(device: str) -> float:
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _resident_mib() -> float:
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
+    return _status_mib("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -282,7 +279,7 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     case, first_order = CASES[name], order == "first"
     sys.stdin.readline()  # `start`
-    before = _resident_mib() if device == "cpu" else 0.0
+    before = (_status_mib("VmRSS") or 0.0) if device == "cpu" else 0.0
     made = _prepare(case, way, first_order, device, torch.float32)
     if made is None:
         print(json.dumps(None), flush=True)
