@@ -2,17 +2,24 @@
 
 from lightning_meta.__about__ import __version__
 from lightning_meta.callbacks import RunCheckpoint
-from lightning_meta.datamodules import EpisodicDataModule, GlyphsDataModule, OmniglotDataModule, SinusoidDataModule
-from lightning_meta.inner import LSLR, SGD, Adam, InnerOptimizer, LSTMOptimizer, MetaSGD
-from lightning_meta.models import MLP, Conv4
+from lightning_meta.datamodules import (
+    EpisodicDataModule,
+    GlyphsDataModule,
+    OmniglotDataModule,
+    SinusoidDataModule,
+    TaskDataModule,
+)
+from lightning_meta.inner import LSLR, SGD, Adam, InnerOptimizer, LSTMOptimizer, MetaCurvature, MetaSGD
+from lightning_meta.models import MLP, ContextMLP, Conv4
 from lightning_meta.modules import (
-    GradientBasedModule,
+    CAVIAModule,
     IMAMLModule,
     MAMLModule,
     MetaLSTMModule,
     MetaModule,
     ProtoMAMLModule,
     ProtoNetModule,
+    R2D2Module,
     ReptileModule,
 )
 from lightning_meta.task import Examples, Task, TaskDistribution
@@ -22,25 +29,29 @@ __all__ = [
     "MLP",
     "SGD",
     "Adam",
+    "CAVIAModule",
+    "ContextMLP",
     "Conv4",
     "EpisodicDataModule",
     "Examples",
     "GlyphsDataModule",
-    "GradientBasedModule",
     "IMAMLModule",
     "InnerOptimizer",
     "LSTMOptimizer",
     "MAMLModule",
+    "MetaCurvature",
     "MetaLSTMModule",
     "MetaModule",
     "MetaSGD",
     "OmniglotDataModule",
     "ProtoMAMLModule",
     "ProtoNetModule",
+    "R2D2Module",
     "ReptileModule",
     "RunCheckpoint",
     "SinusoidDataModule",
     "Task",
+    "TaskDataModule",
     "TaskDistribution",
     "__version__",
 ]

@@ -1,46 +1,46 @@
-"""Errors for people: which are the package's own, written as one line, and which have to be put so."""
+"""Errors for people: one base class for those of this package, each also the built-in error that it is a kind of."""
 
-import os
 import traceback
-from pathlib import Path
-
-import lightning
-import torch
-
-_PACKAGE, _TORCH, _LIGHTNING = (
-    str(Path(str(module)).parent) + os.sep for module in (__file__, torch.__file__, lightning.__file__)
-)
-_KERNELS = os.path.join(_PACKAGE, "functional", "kernels", "")
+from types import FrameType
 
 
-class ConfigurationError(ValueError):
-    """A configuration cannot be made into what it describes."""
+class LightningMetaError(Exception):
+    """Base of all errors that this package raises: the command line shows one as a line, without a traceback."""
 
 
-class NetworkError(RuntimeError):
+class ConfigurationError(LightningMetaError, ValueError):
+    """A value does not make sense, or values do not fit each other."""
+
+
+class ArgumentTypeError(LightningMetaError, TypeError):
+    """A value is of another kind than what is needed."""
+
+
+class NetworkError(LightningMetaError, RuntimeError):
     """A network, its loss or its inner optimizer cannot work on the tasks that it is given."""
 
 
-def is_own(error: BaseException) -> bool:
-    """Whether an error was raised by this package, and not by what it called."""
-    return _raised_in(error).startswith(_PACKAGE)
+class DataError(LightningMetaError, RuntimeError):
+    """Tasks cannot be made from the data."""
 
 
-def is_torchs(error: BaseException) -> bool:
-    """Whether an error was raised inside of torch."""
-    return _raised_in(error).startswith(_TORCH)
+class MissingFileError(LightningMetaError, FileNotFoundError):
+    """A file that was asked for is not there."""
 
 
-def is_lightnings(error: BaseException) -> bool:
-    """Whether an error was raised by Lightning."""
-    return _raised_in(error).startswith(_LIGHTNING)
+class CheckpointError(LightningMetaError, RuntimeError):
+    """A checkpoint could not be written, cannot be read, or does not fit the module."""
 
 
-def _raised_in(error: BaseException) -> str:
-    # Kernels raise nothing of their own: what goes wrong in them is what torch has to say of a network's layer.
-    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    others = [filename for filename in frames if not filename.startswith(_KERNELS)]
-    return others[-1] if others else ""
+class NotFiniteError(LightningMetaError, FloatingPointError):
+    """A loss or a gradient is infinite or not a number."""
+
+
+def comes_from(error: BaseException, package: str) -> bool:
+    """Whether an error, of a class that may be anybody's, was raised in a module of `package`."""
+    frames: list[FrameType] = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    name = str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+    return name == package or name.startswith(f"{package}.")
 
 
 def first_line(error: BaseException) -> str:

@@ -15,18 +15,23 @@ class Examples(NamedTuple):
     Attributes:
         inputs: A tensor `(examples, ...)`, or any nesting of dicts, lists and tuples of such tensors. In a batch of
             tasks every tensor has a leading task dimension: `(B, examples, ...)`.
-        targets: Class numbers `(examples,)` or regression targets `(examples, ...)`; `(B, examples, ...)` in a batch.
+        targets: Class numbers `(examples,)`, regression targets `(examples, ...)`, or any nesting of such tensors;
+            `(B, examples, ...)` in a batch.
+        mask: Which examples there are, `(examples,)` bool, `(B, examples)` in a batch; all of them if `None`. Tasks of
+            different sizes are padded to the largest; what stands in the padding has no effect on anything.
     """
 
     inputs: Any
-    targets: Tensor
+    targets: Any
+    mask: Tensor | None = None
 
 
 class Task(NamedTuple):
     """A few-shot task: adapt to `support`, be judged on `query`.
 
     In a batch of `B` tasks of `N` classes, `support.inputs` is `(B, N*K, ...)` and `query.inputs` is `(B, N*Q, ...)`
-    with `K` support and `Q` query examples of each class, class by class.
+    with `K` support and `Q` query examples of each class, class by class. Where tasks have different sizes, the
+    examples of a task come first, and its padding after them.
     """
 
     support: Examples
@@ -74,4 +79,19 @@ def tensors_of(tree: Any) -> list[Tensor]:
 
 def number_of_tasks(tasks: Task) -> int:
     """The number `B` of tasks in a batch."""
-    return len(tasks.support.targets)
+    return len(first_tensor(tasks.support.targets))
+
+
+def number_of_examples(examples: Examples) -> int:
+    """How many places for examples each task of a batch has, padding included."""
+    return first_tensor(examples.targets).shape[1]
+
+
+def first_tensor(tree: Any) -> Tensor:
+    """The first tensor of a nesting, which stands for all where only the leading dimensions are asked for."""
+    return tree if isinstance(tree, Tensor) else tensors_of(tree)[0]
+
+
+def are_classes(targets: Any) -> bool:
+    """Whether the targets of a batch of tasks are one class number for each example, `(B, examples)`."""
+    return isinstance(targets, Tensor) and targets.dim() == 2 and not targets.is_floating_point()

@@ -23,7 +23,7 @@ import torch
 from benchmark_ways import CASES, Case
 
 from lightning_meta import EpisodicDataModule, MAMLModule, Task
-from lightning_meta.main import main as lightning_meta
+from lightning_meta.cli.main import main as lightning_meta
 from lightning_meta.task import map_tensors
 
 CONFIG = "configs/maml/omniglot_5way_1shot.yaml"
@@ -41,7 +41,7 @@ class TurnsWithBareSteps(pl.Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Task, batch_idx: int) -> None:
         """Between two blocks, make bare steps."""
-        step = pl_module.outer_step
+        step = pl_module.outer.step
         if len(self._batches) < self.block:
             self._batches.append(map_tensors(torch.clone, batch))
         if step < self.first or (step - self.first) % self.block:
@@ -53,7 +53,7 @@ class TurnsWithBareSteps(pl.Callback):
 
     def _bare_steps(self, pl_module: Any) -> float:
         network, inner_optimizer = copy.deepcopy((pl_module.network, pl_module.inner_optimizer))
-        module = MAMLModule(network, inner_steps=pl_module.inner_steps, inner_optimizer=inner_optimizer)
+        module = MAMLModule(network, inner_steps=pl_module.algorithm.inner_steps, inner_optimizer=inner_optimizer)
         optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
         start = time.perf_counter()
         for batch in self._batches:
@@ -76,7 +76,7 @@ def measure_steps(arguments: argparse.Namespace) -> None:
     """Print how fast a training is, beside bare outer steps."""
     turns = TurnsWithBareSteps(20, arguments.steps, 30)
     with tempfile.TemporaryDirectory() as folder:
-        from lightning_meta.main import MetaCLI
+        from lightning_meta.cli.main import MetaCLI
 
         original = MetaCLI.instantiate_trainer
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_meta import MLP, Conv4, Examples, MAMLModule, Task
+from lightning_meta.functional.allocator import keep_freed_memory
 
 Step = Callable[[], None]
 
@@ -78,6 +79,7 @@ def own(task_parallel: Any, **options: Any) -> Callable[..., Step]:
     """This package, running tasks in one way."""
 
     def make(case: Case, network: nn.Module, tasks: Task, first_order: bool) -> Step:
+        keep_freed_memory()  # as under a Trainer
         module = MAMLModule(
             network, case.inner_lr, case.inner_steps, first_order=first_order, loss=case.loss,
             task_parallel=task_parallel, **options,
@@ -196,7 +198,7 @@ def with_parallel_metalearn(case: Case, network: nn.Module, tasks: Task, first_o
         inner_steps=case.inner_steps,
         device=tasks.query.inputs.device,
     )
-    (xs, ys), (xq, yq) = tasks
+    (xs, ys), (xq, yq) = tasks.support[:2], tasks.query[:2]
 
     def step() -> None:
         algorithm.step(iter([(xs, {"labels": ys}, xq, {"labels": yq})]), training=True)

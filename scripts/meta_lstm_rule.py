@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_meta import MetaLSTMModule
+from lightning_meta.cli.main import MetaCLI, main
+from lightning_meta.functional.task_map import joined
 from lightning_meta.inner import SGD, LSTMOptimizer
-from lightning_meta.main import MetaCLI, main
 from lightning_meta.metrics import mean_and_ci95
-from lightning_meta.modules.outcome import joined, with_gradients
+from lightning_meta.modules.evaluation import with_gradients
 from lightning_meta.task import Task, map_tensors
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.8)
@@ -27,7 +28,7 @@ def measured(cli: MetaCLI) -> tuple[Tensor, Tensor]:
     found = []
     for tasks in cli.datamodule.test_dataloader():
         with with_gradients(tasks) as batch:
-            outcome = joined(list(cli.model.task_map(cli.model.evaluate, batch)))
+            outcome = joined(list(cli.model.task_map(cli.model.algorithm.evaluate, cli.model.problem(batch))))
         found.append((100 * outcome.metrics["query_accuracy"], outcome.losses))
     accuracies, losses = zip(*found, strict=True)
     return torch.cat(accuracies), torch.cat(losses)
@@ -42,22 +43,22 @@ def interval(values: Tensor) -> str:
 def gates(module: MetaLSTMModule, tasks: Task) -> dict[str, Tensor]:
     """The input and the forget gate after each inner step: `(B, steps, coordinates)` each."""
 
-    def run(learner, tasks):  # noqa: ANN001, ANN202
-        steps = []
-        module.adapt(
-            learner, tasks, module.val_inner_steps, order=0, on_step=lambda i, params, state: steps.append(state)
+    def run(problem):  # noqa: ANN001, ANN202
+        algorithm, steps = module.algorithm, []
+        algorithm.adapt(
+            problem, algorithm.val_inner_steps, order=0, on_step=lambda i, params, buffers, state: steps.append(state)
         )
         return {name: torch.stack([state[name] for state in steps[1:]], 1) for name in ("input_gate", "forget_gate")}
 
     with with_gradients(tasks) as batch:
-        return map_tensors(lambda *parts: torch.cat(parts).detach(), *module.task_map(run, batch))
+        return map_tensors(lambda *parts: torch.cat(parts).detach(), *module.task_map(run, module.problem(batch)))
 
 
 def draw(module: MetaLSTMModule, found: dict[str, Tensor], path: Path) -> None:
     """Draw the gates of each weight tensor by inner step: the median of its coordinates, and their middle 80 %."""
     own = dict(module.network.named_parameters())
-    sizes = [own[name].numel() for name in module.adapted_names]
-    shown = [i for i, name in enumerate(module.adapted_names) if name.endswith("weight") and own[name].dim() > 1]
+    sizes = [own[name].numel() for name in module.task_map.names]
+    shown = [i for i, name in enumerate(module.task_map.names) if name.endswith("weight") and own[name].dim() > 1]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     titles = {"input_gate": "input gate (the rate)", "forget_gate": "forget gate (what is kept)"}
@@ -71,7 +72,7 @@ def draw(module: MetaLSTMModule, found: dict[str, Tensor], path: Path) -> None:
                 dim=1,
             )
             steps = range(1, len(middle) + 1)
-            ax.plot(steps, middle, marker="o", color=f"C{color}", label=module.adapted_names[i])
+            ax.plot(steps, middle, marker="o", color=f"C{color}", label=module.task_map.names[i])
             ax.fill_between(steps, low, high, color=f"C{color}", alpha=0.15, linewidth=0)
         ax.set(title=title, xlabel="inner step", xticks=list(steps))
         ax.grid(alpha=0.3)
@@ -90,7 +91,7 @@ def compare(config: str, run: Path, figure: Path, arguments: list[str]) -> None:
     accuracy, loss = measured(cli)
     print(f"learned rule: accuracy {interval(accuracy)} %, loss {interval(loss)}, on {len(loss)} tasks")
     for rate in RATES:
-        module.inner_optimizer = SGD(rate)
+        module.algorithm.inner_optimizer = SGD(rate)
         plain_accuracy, plain_loss = measured(cli)
         gains = f"{interval(accuracy - plain_accuracy)} %, {interval(loss - plain_loss)}"
         print(

@@ -14,7 +14,7 @@ import torch
 
 from lightning_meta import Conv4, GlyphsDataModule, MAMLModule
 from lightning_meta.callbacks import plot_adaptation, plot_episode
-from lightning_meta.main import main
+from lightning_meta.cli.main import main
 from lightning_meta.task import Task, map_tensors, number_of_tasks
 
 CONFIG = Path(__file__).parents[1] / "configs/maml/glyphs_5way_1shot.yaml"
@@ -90,13 +90,14 @@ def quickstart() -> None:
     untrained = without_meta_training(module.network.head.in_features, data)
     trainer = pl.Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False, default_root_dir=folder)
     compared = trainer.test(untrained, data, verbose=False)[0]
-    rate, steps = untrained.inner_optimizer.lr, untrained.inner_steps
+    own_steps = module.algorithm.val_inner_steps
+    rate, steps = untrained.inner_optimizer.lr, untrained.algorithm.inner_steps
 
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     batches = first_batches(data.test_dataloader(), FIGURE_TASKS)
     first = map_tensors(lambda t: t[0], batches[0])
-    adapted = module.adapt_to(*first.support, transductive=True)
+    adapted = module.adapt_to(*first.support[:2], transductive=True)
     plot_episode(first, figures / "episode.png", adapted(first.query.inputs))
     curves = {
         f"meta-trained, rate {module.inner_optimizer.lr}": accuracy_curves(module, batches, max(steps, 5)),
@@ -109,7 +110,7 @@ def quickstart() -> None:
         f"""
 Glyphs, {classes}-way {data.test_k_shot}-shot: accuracy on {data.test_tasks} test tasks of classes never trained on,
 {queries} queries per class, batch normalization transductive, mean and 95 % interval
-  adapted from the meta-trained network   {percent(tested.trainer.callback_metrics)}   ({module.val_inner_steps} steps)
+  adapted from the meta-trained network   {percent(tested.trainer.callback_metrics)}   ({own_steps} steps)
   adapted without meta-training           {percent(compared)}   ({steps} steps at rate {rate}, the best of \
 {len(RATES)} rates x {STEPS} steps)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import yaml
 
-from lightning_meta.main import main
+from lightning_meta.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 LINE = re.compile(r"^\| `(?P<name>[\w/]+)` \| (?P<mean>[\d.]+) ± (?P<ci95>[\d.]+) (?P<unit>%|mse) \|")

@@ -49,3 +49,8 @@ def vector_tasks(tasks=4, n_way=3, k_shot=2, n_query=3, features=6, dtype=torch.
 def relative_error(found, expected) -> float:
     found, expected = (torch.cat([t.flatten() for t in tensors]) for tensors in (found, expected))
     return ((found - expected).norm() / expected.norm()).item()
+
+
+def pairs(tasks):
+    """Each task by itself: ((support inputs, targets), (query inputs, targets))."""
+    return zip(zip(*tasks.support[:2], strict=True), zip(*tasks.query[:2], strict=True), strict=True)

@@ -44,6 +44,18 @@ def network(kind, n_way=3):
     return Normed(NORMS[kind], n_way).double()
 
 
+class WithContext(nn.Module):
+    """A network whose images are shifted by context parameters, for CAVIA."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.context = nn.Parameter(torch.zeros(8).to(next(inner.parameters())))
+
+    def forward(self, x):
+        return self.inner(x + self.context)
+
+
 class Recurrent(nn.Module):
     """A GRU, which torch.vmap cannot run."""
 

@@ -7,22 +7,31 @@ import torch
 import yaml
 
 from lightning_meta import IMAMLModule, MetaLSTMModule, ProtoMAMLModule, ProtoNetModule, ReptileModule
+from lightning_meta.cli.main import main
 from lightning_meta.inner import LSLR, SGD, LSTMOptimizer, MetaSGD
-from lightning_meta.main import main
-from tests.test_main import QUIET
+from tests.cli.test_main import QUIET
 
 ROOT = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.yaml") if path.parent.name != "trainer")
 
+
+def first_order(module):
+    return module.algorithm.meta_gradient.order(0) == 1
+
+
 # What makes each algorithm what it is.
 HALLMARKS = {
-    "maml": lambda m: m.order == 2 and type(m.inner_optimizer) is SGD and m.inner_steps > 0,
-    "fomaml": lambda m: m.order == 1,
-    "anil": lambda m: all(name.startswith("head.") for name in m.adapted_names),
-    "boil": lambda m: all(name.startswith("body.") for name in m.adapted_names),
+    "maml": lambda m: not first_order(m) and type(m.inner_optimizer) is SGD and m.algorithm.inner_steps > 0,
+    "fomaml": first_order,
+    "anil": lambda m: all(name.startswith("head.") for name in m.task_map.names),
+    "boil": lambda m: all(name.startswith("body.") for name in m.task_map.names),
     "meta_sgd": lambda m: type(m.inner_optimizer) is MetaSGD,
-    "maml_plus_plus": lambda m: type(m.inner_optimizer) is LSLR and m.multi_step_loss_steps and m.per_step_norm,
-    "finetuning": lambda m: m.inner_steps == 0 and m.val_inner_steps > 0,
+    "maml_plus_plus": lambda m: (
+        type(m.inner_optimizer) is LSLR
+        and m.algorithm.meta_gradient.multi_step_loss_steps
+        and len(m.algorithm.step_params)
+    ),
+    "finetuning": lambda m: m.algorithm.inner_steps == 0 and m.algorithm.val_inner_steps > 0,
     "reptile": lambda m: type(m) is ReptileModule,
     "meta_lstm": lambda m: type(m) is MetaLSTMModule and type(m.inner_optimizer) is LSTMOptimizer,
     "imaml": lambda m: type(m) is IMAMLModule,

@@ -8,8 +8,8 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 
-from lightning_meta.main import main
-from tests.test_main import QUIET
+from lightning_meta.cli.main import main
+from tests.cli.test_main import QUIET
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

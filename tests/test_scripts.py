@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_meta.main import main
-from tests.test_main import QUIET
+from lightning_meta.cli.main import main
+from tests.cli.test_main import QUIET
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--data.steps_per_epoch", "2", "--data.val_tasks", "2", "--data.test_tasks", "2", "--trainer.max_epochs", "1"]

@@ -11,6 +11,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from lightning_meta.errors import ConfigurationError
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -26,13 +28,13 @@ class RunCheckpoint(ModelCheckpoint):
         dirpath: The folder; Lightning's `checkpoints` in the folder of the logger if `None`.
         filename: The best checkpoint's name, without `.ckpt`.
         monitor: A log key; the best checkpoint is that of its best value in validation. If `None`, the latest
-            validation is the best.
+            validation is the best; in the command line, what the module's `monitor` and `mode` say.
         mode: `"min"` or `"max"`: whether the smallest or the largest value is the best.
         save_top_k: How many best checkpoints to keep; -1 for all, 0 for none.
         every_n_steps: After how many outer steps to write `last.ckpt`; 0 for after validations and epochs only.
 
     Raises:
-        ValueError: `every_n_steps`, `save_top_k` or `filename` is not a possible value.
+        ConfigurationError: `every_n_steps`, `save_top_k` or `filename` is not a possible value.
     """
 
     def __init__(
@@ -46,9 +48,9 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         for name, value, least in (("every_n_steps", every_n_steps, 0), ("save_top_k", save_top_k, -1)):
             if type(value) is not int or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+                raise ConfigurationError(f"{name} must be a whole number of at least {least}, got {value!r}.")
         if not filename:
-            raise ValueError("filename must be the name of the best checkpoint, got none.")
+            raise ConfigurationError("filename must be the name of the best checkpoint, got none.")
         super().__init__(
             dirpath,
             filename,
@@ -66,7 +68,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._saved_step = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen to signals, in the place of Lightning, whose devices would not agree on when to leave."""
+        """Listen to signals, instead of Lightning, whose devices would not agree on when to leave."""
         self._signal, self._interrupted, self._saved_step = None, False, -1
         if threading.current_thread() is threading.main_thread() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}

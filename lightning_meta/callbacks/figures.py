@@ -8,54 +8,92 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_meta.errors import ConfigurationError
 from lightning_meta.metrics import mean_and_ci95
-from lightning_meta.task import Task, map_tensors
+from lightning_meta.task import Examples, Task, map_tensors
+
+_MOST_QUERIES = 10
+"""Of each class."""
 
 
 def plot_episode(task: Task, path: str | Path, predictions: Tensor | None = None) -> None:
     """Draw the support set and the query set of an image classification task, a row for each class.
 
+    Classes may have different numbers of examples. Padding, which the masks of the task tell, is not drawn.
+
     Args:
-        task: One task, without a task dimension: images `(N*K, C, H, W)` and `(N*Q, C, H, W)`.
+        task: One task, without a task dimension: images `(examples, C, H, W)` and labels `(examples,)`.
         path: A PNG file to write.
-        predictions: Logits `(N*Q, N)`; wrong query images get a red frame.
+        predictions: Logits `(queries, N)`, for the padding of the query set, too, or without it; wrong query images get
+            a red frame.
+
+    Raises:
+        ConfigurationError: There are no examples, or another number of predictions than of query examples.
     """
     from matplotlib.figure import Figure
 
-    support, query = task
-    classes = torch.unique(support.targets).tolist()
-    shots, queries = (int((part.targets == classes[0]).sum()) for part in (support, query))
-    shown = min(queries, 10)
+    predicted = _predicted_labels(task.query, predictions)
+    support, query = _without_padding(task.support), _without_padding(task.query)
+    classes = torch.unique(torch.cat([support.targets, query.targets])).tolist()
+    if not classes:
+        raise ConfigurationError("The task has no examples to draw.")
+    shots, shown = (max(int((part.targets == label).sum()) for label in classes) for part in (support, query))
+    shown = min(shown, _MOST_QUERIES)
     columns, gap, title_height = shots + shown, 0.4, 0.3
     height = len(classes) + title_height
     figure = Figure(figsize=(0.75 * (columns + gap), 0.75 * height))
     grid = {"wspace": 0.1, "hspace": 0.1, "left": 0.01, "right": 0.99, "bottom": 0.01, "top": 1 - title_height / height}
     ratios = [*[1] * shots, gap, *[1] * shown]
     axes = figure.subplots(len(classes), columns + 1, squeeze=False, width_ratios=ratios, gridspec_kw=grid)
+    for ax in axes.flat:
+        ax.axis("off")
     for row, label in enumerate(classes):
-        images: list[tuple[Tensor | None, int | None]] = [
-            (image, None) for image in support.inputs[support.targets == label]
-        ]
-        chosen = (query.targets == label).nonzero().flatten()[:shown].tolist()
-        images.append((None, None))
-        images += [(query.inputs[i], None if predictions is None else int(predictions[i].argmax())) for i in chosen]
-        for ax, (image, predicted) in zip(axes[row], images, strict=False):
-            ax.set(xticks=[], yticks=[])
-            if image is None:
-                ax.axis("off")
-                continue
-            pixels = image.float().cpu()
-            pixels = pixels / 255 if image.dtype == torch.uint8 else pixels
-            ax.imshow(pixels.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1)
-            wrong = predicted is not None and predicted != label
-            for spine in ax.spines.values():
-                spine.set(color="red" if wrong else "lightgray", linewidth=2 if wrong else 0.8)
-    titles = {0: "support"}
+        for ax, i in zip(axes[row], _places(support, label), strict=False):
+            _draw(ax, support.inputs[i], wrong=False)
+        for ax, i in zip(axes[row][shots + 1 :], _places(query, label), strict=False):
+            _draw(ax, query.inputs[i], wrong=predicted is not None and predicted[i] != label)
     note = "" if predictions is None else " (red: predicted wrongly)"
-    titles[shots + 1] = f"query{note}"
-    for column, title in titles.items():
-        axes[0][column].set_title(title, loc="left", fontsize=9)
+    for column, count, title in ((0, shots, "support"), (shots + 1, shown, f"query{note}")):
+        if count:
+            axes[0][column].set_title(title, loc="left", fontsize=9)
     figure.savefig(path, dpi=150)
+
+
+def _without_padding(examples: Examples) -> Examples:
+    mask = examples.mask
+    if mask is None:
+        return examples
+    return Examples(map_tensors(lambda t: t[mask], examples.inputs), examples.targets[mask])
+
+
+def _predicted_labels(query: Examples, predictions: Tensor | None) -> list[int] | None:
+    """The label predicted for each query example that there is."""
+    if predictions is None:
+        return None
+    places = len(query.targets)
+    there = places if query.mask is None else int(query.mask.sum())
+    if len(predictions) not in (places, there):
+        raise ConfigurationError(f"There are {len(predictions)} predictions for {there} query examples.")
+    if query.mask is not None and len(predictions) == places:
+        predictions = predictions[query.mask]
+    labels: list[int] = predictions.argmax(-1).tolist()
+    return labels
+
+
+def _places(examples: Examples, label: int) -> list[int]:
+    """Where the examples of a class are."""
+    places: list[int] = (examples.targets == label).nonzero().flatten().tolist()
+    return places
+
+
+def _draw(ax: Any, image: Tensor, wrong: bool) -> None:
+    pixels = image.float().cpu()
+    pixels = pixels / 255 if image.dtype == torch.uint8 else pixels
+    ax.axis("on")
+    ax.set(xticks=[], yticks=[])
+    ax.imshow(pixels.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1)
+    for spine in ax.spines.values():
+        spine.set(color="red" if wrong else "lightgray", linewidth=2 if wrong else 0.8)
 
 
 def plot_adaptation(curves: Mapping[str, Tensor], path: str | Path, metric: str = "query accuracy") -> None:
@@ -84,7 +122,7 @@ def plot_adaptation(curves: Mapping[str, Tensor], path: str | Path, metric: str 
 
 
 class TaskFigures(pl.Callback):
-    """After a test draws its first task (`episode.png`) and the adaptation curve of its first batch (`adaptation.png`).
+    """Draws the first task of a test (`episode.png`) and the adaptation curve of its first batch (`adaptation.png`).
 
     Args:
         folder: Where to write them; `figures` in the Trainer's `default_root_dir` if `None`.
@@ -121,6 +159,5 @@ class TaskFigures(pl.Callback):
             and inputs.dim() == 5
             and inputs.shape[2] in (1, 3)
         ):
-            plot_episode(
-                map_tensors(lambda t: t[0], batch), folder / "episode.png", pl_module.predict_step(batch, 0)[0]
-            )
+            first = map_tensors(lambda t: t[0], batch)
+            plot_episode(first, folder / "episode.png", pl_module.predict_step(batch, 0)[0])

@@ -1,9 +1,17 @@
-"""Episodic data modules."""
+"""Data modules: streams of numbered tasks, and one class for each data set."""
 
-from lightning_meta.datamodules.base import EpisodicDataModule
+from lightning_meta.datamodules.base import TaskDataModule
 from lightning_meta.datamodules.class_tasks import ClassTasks
+from lightning_meta.datamodules.episodic import EpisodicDataModule
 from lightning_meta.datamodules.glyphs import GlyphsDataModule
 from lightning_meta.datamodules.omniglot import OmniglotDataModule
 from lightning_meta.datamodules.sinusoid import SinusoidDataModule
 
-__all__ = ["ClassTasks", "EpisodicDataModule", "GlyphsDataModule", "OmniglotDataModule", "SinusoidDataModule"]
+__all__ = [
+    "ClassTasks",
+    "EpisodicDataModule",
+    "GlyphsDataModule",
+    "OmniglotDataModule",
+    "SinusoidDataModule",
+    "TaskDataModule",
+]

@@ -7,16 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from lightning_meta.errors import one_line
+from lightning_meta.errors import DataError, one_line
 from lightning_meta.task import Task, TaskDistribution
 
 
-class DataError(RuntimeError):
-    """A worker process could not make tasks."""
-
-
 class _Failure(NamedTuple):
-    """What a worker hands over in the place of a batch that it could not make."""
+    """What a worker hands over instead of a batch that it could not make."""
 
     message: str
     trace: str
@@ -42,8 +38,8 @@ class _Batches(Dataset["Task | _Failure"]):
 class TaskLoader:
     """Iterates over batches of tasks.
 
-    It is no `DataLoader`, so Lightning neither shards it nor gives it a sampler: which tasks this rank gets is settled
-    by `numbers`.
+    It is not a `DataLoader`, so Lightning neither shards it nor gives it a sampler: `numbers` says which tasks this
+    rank gets.
 
     Args:
         distribution: Makes tasks.

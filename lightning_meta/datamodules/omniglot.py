@@ -1,10 +1,11 @@
 """Omniglot."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from lightning_meta.datamodules.base import EpisodicDataModule
+from lightning_meta.datamodules.episodic import EpisodicDataModule
 from lightning_meta.datasets import omniglot
+from lightning_meta.errors import ConfigurationError
 
 
 class OmniglotDataModule(EpisodicDataModule):
@@ -21,11 +22,30 @@ class OmniglotDataModule(EpisodicDataModule):
         rotations: Whether in training each character turned by 90, 180 and 270 degrees is a class of its own besides.
         image_size: Height and width in pixels.
         download: Whether to download the data where it is not there.
-        kwargs: See `EpisodicDataModule`, from `n_way` on.
+        n_way: Classes in a task, or a range [smallest, largest].
+        k_shot: Support examples of each class, or a range.
+        n_query: Query examples of each class.
+        meta_batch_size: Tasks in an outer step, over all devices together.
+        steps_per_epoch: Outer steps in an epoch.
+        val_tasks: Number of validation tasks.
+        test_tasks: Number of test (and prediction) tasks.
+        eval_batch_size: Tasks in a batch of evaluation, on each device.
+        seed: Which streams of tasks.
+        num_workers: Worker processes of each loader. Data held as one tensor needs none.
+        val_n_way: Classes in a validation task; those in training by default, and so on below.
+        val_k_shot: Support examples of each class in validation.
+        val_n_query: Query examples of each class in validation.
+        test_n_way: Classes in a test task, or a list: one row of results for each entry.
+        test_k_shot: Support examples of each class in tests, or a list.
+        test_n_query: Query examples of each class in tests.
+        balanced: Whether classes of a task have equal shots; if not, they are drawn as in Meta-Dataset, up to k_shot.
+        min_examples: Use classes with at least that many examples, even if that is below k_shot + n_query.
 
     Raises:
-        FileNotFoundError: In `setup`, the data is not under `root`.
-        ValueError: In `setup`, the data is not complete or an image cannot be read.
+        ArgumentTypeError: At construction, a value is of another kind.
+        ConfigurationError: At construction, a number is out of its range. In `setup`, the data is not complete, cannot
+            be read or cannot give such tasks, or the devices do not divide the meta-batch.
+        MissingFileError: In `setup`, the data is not under `root`.
     """
 
     def __init__(
@@ -35,13 +55,50 @@ class OmniglotDataModule(EpisodicDataModule):
         rotations: bool = True,
         image_size: int = 28,
         download: bool = True,
-        **kwargs: Any,
+        n_way: int | tuple[int, int] = 5,
+        k_shot: int | tuple[int, int] = 1,
+        n_query: int = 15,
+        meta_batch_size: int = 32,
+        steps_per_epoch: int = 500,
+        val_tasks: int = 200,
+        test_tasks: int = 600,
+        eval_batch_size: int = 8,
+        seed: int = 0,
+        num_workers: int = 0,
+        val_n_way: int | tuple[int, int] | None = None,
+        val_k_shot: int | tuple[int, int] | None = None,
+        val_n_query: int | None = None,
+        # A list before a range: on the command line [1, 5] is a list here.
+        test_n_way: int | list[int | tuple[int, int]] | tuple[int, int] | None = None,
+        test_k_shot: int | list[int | tuple[int, int]] | tuple[int, int] | None = None,
+        test_n_query: int | None = None,
+        balanced: bool = True,
+        min_examples: int | None = None,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            n_way=n_way,
+            k_shot=k_shot,
+            n_query=n_query,
+            meta_batch_size=meta_batch_size,
+            steps_per_epoch=steps_per_epoch,
+            val_tasks=val_tasks,
+            test_tasks=test_tasks,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
+            num_workers=num_workers,
+            val_n_way=val_n_way,
+            val_k_shot=val_k_shot,
+            val_n_query=val_n_query,
+            test_n_way=test_n_way,
+            test_k_shot=test_k_shot,
+            test_n_query=test_n_query,
+            balanced=balanced,
+            min_examples=min_examples,
+        )
         if split not in ("random", "alphabet"):
-            raise ValueError(f"split must be 'random' or 'alphabet', got {split!r}.")
+            raise ConfigurationError(f"split must be 'random' or 'alphabet', got {split!r}.")
         if image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {image_size}.")
+            raise ConfigurationError(f"image_size must be at least 1, got {image_size}.")
         self.root = Path(root).expanduser()
         self.split = split
         self.rotations = rotations

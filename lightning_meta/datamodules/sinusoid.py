@@ -1,13 +1,12 @@
 """Sine waves."""
 
-from typing import Any
-
-from lightning_meta.datamodules.base import EpisodicDataModule
+from lightning_meta.datamodules.arguments import check_number
+from lightning_meta.datamodules.base import TaskDataModule
 from lightning_meta.datasets.sinusoid import SinusoidTasks
 from lightning_meta.task import TaskDistribution
 
 
-class SinusoidDataModule(EpisodicDataModule):
+class SinusoidDataModule(TaskDataModule):
     """Regression tasks: a sine wave of amplitude 0.1 to 5 and phase 0 to π, sampled at inputs from -5 to 5.
 
     Inputs and targets are `(B, examples, 1)`. Use a regression loss such as `torch.nn.functional.mse_loss`.
@@ -16,7 +15,22 @@ class SinusoidDataModule(EpisodicDataModule):
     Args:
         k_shot: Support points of a task.
         n_query: Query points of a task.
-        kwargs: See `EpisodicDataModule`; `n_way` and the data sets have no meaning here.
+        meta_batch_size: Tasks in an outer step, over all devices together.
+        steps_per_epoch: Outer steps in an epoch.
+        val_tasks: Number of validation tasks.
+        test_tasks: Number of test (and prediction) tasks.
+        eval_batch_size: Tasks in a batch of evaluation, on each device.
+        seed: Which streams of tasks.
+        num_workers: Worker processes of each loader. Data held as one tensor needs none.
+        val_k_shot: Support points of a validation task; those in training by default, and so on below.
+        val_n_query: Query points of a validation task.
+        test_k_shot: Support points of a test task.
+        test_n_query: Query points of a test task.
+
+    Raises:
+        ArgumentTypeError: At construction, a value is of another kind.
+        ConfigurationError: At construction, a number is out of its range. In `setup`, the devices do not divide the
+            meta-batch.
 
     Example:
         >>> data = SinusoidDataModule(k_shot=5, meta_batch_size=4)
@@ -25,8 +39,39 @@ class SinusoidDataModule(EpisodicDataModule):
         torch.Size([4, 5, 1])
     """
 
-    def __init__(self, k_shot: int = 10, n_query: int = 10, **kwargs: Any) -> None:
-        super().__init__(n_way=1, k_shot=k_shot, n_query=n_query, **kwargs)
+    def __init__(
+        self,
+        k_shot: int = 10,
+        n_query: int = 10,
+        meta_batch_size: int = 32,
+        steps_per_epoch: int = 500,
+        val_tasks: int = 200,
+        test_tasks: int = 600,
+        eval_batch_size: int = 8,
+        seed: int = 0,
+        num_workers: int = 0,
+        val_k_shot: int | None = None,
+        val_n_query: int | None = None,
+        test_k_shot: int | None = None,
+        test_n_query: int | None = None,
+    ) -> None:
+        super().__init__(
+            meta_batch_size=meta_batch_size,
+            steps_per_epoch=steps_per_epoch,
+            val_tasks=val_tasks,
+            test_tasks=test_tasks,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
+            num_workers=num_workers,
+        )
+        self.k_shot, self.n_query = k_shot, n_query
+        self.val_k_shot = k_shot if val_k_shot is None else val_k_shot
+        self.val_n_query = n_query if val_n_query is None else val_n_query
+        self.test_k_shot = k_shot if test_k_shot is None else test_k_shot
+        self.test_n_query = n_query if test_n_query is None else test_n_query
+        for prefix in ("", "val_", "test_"):
+            for name in (f"{prefix}k_shot", f"{prefix}n_query"):
+                check_number(name, getattr(self, name))
 
     def configure_tasks(self, split: str) -> TaskDistribution:
         """The waves of a split."""

@@ -1,8 +1,8 @@
 """Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings each."""
 
 import hashlib
+import io
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_meta.datasets.class_dataset import ClassDataset
-from lightning_meta.errors import first_line
+from lightning_meta.errors import ConfigurationError, DataError, MissingFileError, first_line
+from lightning_meta.files import write_atomically
 from lightning_meta.randomness import uniforms
 
 FOLDER = "omniglot-py"
@@ -35,7 +36,7 @@ def download(root: str | Path) -> None:
     """Download Omniglot with torchvision, unless its folders are there.
 
     Raises:
-        RuntimeError: It could not be downloaded.
+        DataError: It could not be downloaded.
     """
     if is_there(root):
         return
@@ -45,7 +46,7 @@ def download(root: str | Path) -> None:
         for background in (True, False):
             Omniglot(str(root), background=background, download=True)
     except Exception as error:
-        raise RuntimeError(
+        raise DataError(
             f"There is no Omniglot under {root}, and downloading it failed: {error}. Put the folders "
             f"images_background and images_evaluation into {Path(root) / FOLDER}."
         ) from error
@@ -63,8 +64,8 @@ def load_omniglot(root: str | Path, image_size: int = 28) -> tuple[Tensor, list[
         `<part>/<alphabet>/<character>`, in the order of the names.
 
     Raises:
-        FileNotFoundError: A folder is missing.
-        ValueError: The folders are not complete, or an image cannot be read; the message names it.
+        MissingFileError: A folder is missing.
+        ConfigurationError: The folders are not complete, or an image cannot be read; the message names it.
     """
     folder = Path(root) / FOLDER
     files = _list_files(folder)
@@ -79,7 +80,7 @@ def load_omniglot(root: str | Path, image_size: int = 28) -> tuple[Tensor, list[
     images = torch.stack(
         [_read_image(folder / name / file, image_size) for name, listed in files.items() for file, _ in listed]
     ).view(shape)
-    _save_atomically({"key": key, "digest": _digest(images), "images": images}, cache)
+    _cache({"key": key, "digest": _digest(images), "images": images}, cache)
     return images, list(files)
 
 
@@ -87,15 +88,15 @@ def _checked(content: Any, key: str, shape: tuple[int, ...]) -> Tensor:
     """The images of a cache file, if it is of these drawings and nothing of it has changed since.
 
     Raises:
-        ValueError: It is of others, of another version of the package, or not what was written.
+        ConfigurationError: It is of others, of another version of the package, or not what was written.
     """
     if not isinstance(content, dict) or content.get("key") != key:
-        raise ValueError("it is of other drawings, or of another version.")
+        raise ConfigurationError("it is of other drawings, or of another version.")
     images = content.get("images")
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or tuple(images.shape) != shape:
-        raise ValueError("it does not hold the images.")
+        raise ConfigurationError("it does not hold the images.")
     if content.get("digest") != _digest(images):
-        raise ValueError("it has been changed.")
+        raise ConfigurationError("it has been changed.")
     return images
 
 
@@ -108,7 +109,7 @@ def _list_files(folder: Path) -> dict[str, list[tuple[str, int]]]:
     files: dict[str, list[tuple[str, int]]] = {}
     for part, expected in CHARACTERS.items():
         if not (folder / part).is_dir():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"There is no folder {folder / part}. root must be the folder that holds {FOLDER}/; with download=True "
                 "Omniglot is downloaded there."
             )
@@ -119,12 +120,12 @@ def _list_files(folder: Path) -> dict[str, list[tuple[str, int]]]:
                 drawings = [entry for entry in os.scandir(folder / name) if entry.name.endswith(".png")]
                 files[name] = sorted((entry.name, entry.stat().st_size) for entry in drawings)
                 if len(drawings) != DRAWINGS:
-                    raise ValueError(
+                    raise ConfigurationError(
                         f"{folder / name} has {len(drawings)} drawings instead of {DRAWINGS}: the data is not "
                         f"complete. Delete {folder / part} and unpack or download it again."
                     )
         if len(files) - count != expected:
-            raise ValueError(
+            raise ConfigurationError(
                 f"{folder / part} has {len(files) - count} characters instead of {expected}: the data is not complete. "
                 "Delete it and unpack or download it again."
             )
@@ -136,21 +137,18 @@ def _read_image(path: Path, size: int) -> Tensor:
         with Image.open(path) as image:
             resized = image.convert("L").resize((size, size), Image.Resampling.LANCZOS)
     except Exception as error:
-        raise ValueError(f"The image {path} cannot be read: {error}. Unpack or download the data again.") from error
+        raise ConfigurationError(
+            f"The image {path} cannot be read: {error}. Unpack or download the data again."
+        ) from error
     return torch.from_numpy(255 - np.asarray(resized)).unsqueeze(0)
 
 
-def _save_atomically(content: dict[str, Any], path: Path) -> None:
-    """Write the cache, complete or not at all; data in a folder that cannot be written to is still good to use."""
+def _cache(content: dict[str, Any], path: Path) -> None:
+    """Write the cache; data in a folder that cannot be written to is still good to use."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            try:
-                torch.save(content, file)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        file = io.BytesIO()
+        torch.save(content, file)
+        write_atomically(path, file.getbuffer())
     except (OSError, RuntimeError) as error:
         warnings.warn(
             f"The images could not be cached in {path}, so every start reads them anew: {error}", stacklevel=3
@@ -173,7 +171,7 @@ def split_characters(
         For each split the positions of its characters in `names`.
 
     Raises:
-        ValueError: `split` is neither.
+        ConfigurationError: `split` is neither.
     """
 
     def shuffled(count: int) -> list[int]:
@@ -185,7 +183,7 @@ def split_characters(
         train, val = sizes
         return dict(zip(SPLITS, (order[:train], order[train : train + val], order[train + val :]), strict=True))
     if split != "alphabet":
-        raise ValueError(f"split must be 'random' or 'alphabet', got {split!r}.")
+        raise ConfigurationError(f"split must be 'random' or 'alphabet', got {split!r}.")
     alphabets = sorted({name.rsplit("/", 1)[0] for name in names if name.startswith("images_background/")})
     held_out = {alphabets[i] for i in shuffled(len(alphabets))[:_VAL_ALPHABETS]}
     result: dict[str, list[int]] = {name: [] for name in SPLITS}

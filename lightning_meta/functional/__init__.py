@@ -1,8 +1,20 @@
-"""Pure tensor maths, with no Lightning in it."""
+"""Pure tensor maths: what runs a network on many tasks, and what the algorithms are made of. No Lightning."""
 
+from lightning_meta.functional.gradients import surrogate, touch
 from lightning_meta.functional.inner_loop import Order, adapt
-from lightning_meta.functional.learner import Learner, Params, select_parameters
-from lightning_meta.functional.meta_gradient import surrogate, touch
+from lightning_meta.functional.network import Params, select_parameters
+from lightning_meta.functional.problem import Learner, Problem
 from lightning_meta.functional.task_map import TaskMap, TaskParallel
 
-__all__ = ["Learner", "Order", "Params", "TaskMap", "TaskParallel", "adapt", "select_parameters", "surrogate", "touch"]
+__all__ = [
+    "Learner",
+    "Order",
+    "Params",
+    "Problem",
+    "TaskMap",
+    "TaskParallel",
+    "adapt",
+    "select_parameters",
+    "surrogate",
+    "touch",
+]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_meta.functional.learner import Params
+from lightning_meta.functional.network import Params
 
 
 def conjugate_gradient(product: Callable[[Params], Params], right: Params, steps: int) -> Params:

@@ -4,15 +4,18 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_meta.functional.learner import Params
-from lightning_meta.functional.scaling import scaled_gradients
+from lightning_meta.errors import ArgumentTypeError, ConfigurationError, NetworkError
+from lightning_meta.functional.gradients import scaled_gradients
+from lightning_meta.functional.network import Params
 
 Order = Literal[0, 1, 2]
 """What the adapted parameters are differentiable in: nothing (0), the initial parameters with the gradients taken for
 constants (1, FOMAML), or all of it (2)."""
+
+OverTasks = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Update(Protocol):
@@ -24,8 +27,9 @@ class Update(Protocol):
 
 
 def adapt(
-    objective: Callable[[Params, int], Tensor],
+    objective: Callable[[Params, Params, int], tuple[Tensor, Params]],
     params: Params,
+    buffers: Params,
     state: Any,
     update: Update,
     steps: int,
@@ -33,8 +37,8 @@ def adapt(
     order: Order = 2,
     scale: float = 1.0,
     recompute: bool = False,
-    on_step: Callable[[int, Params, Any], None] | None = None,
-) -> tuple[Params, Any, list[Tensor]]:
+    on_step: Callable[[int, Params, Params, Any], None] | None = None,
+) -> tuple[Params, Params, Any, list[Tensor]]:
     r"""Adapt every task's parameters by `steps` steps of an inner optimizer.
 
     For gradient descent at rate α this is, for every task at once,
@@ -44,19 +48,23 @@ def adapt(
     Paper: Finn, Abbeel, Levine 2017, arXiv:1703.03400, algorithm 1, lines 4 to 7.
 
     Args:
-        objective: Maps parameters and the number of the step to each task's support loss, `(B,)`.
+        objective: Maps parameters, buffers and the number of the step to each task's support loss, `(B,)`, and the
+            buffers afterwards.
         params: Initial parameters, each `(B, *shape)`.
+        buffers: Initial buffers, each `(B, *shape)`.
         state: The initial state of the inner optimizer.
         update: The inner optimizer's step.
-        steps: Number of inner steps; 0 returns `params`.
+        steps: Number of inner steps; 0 returns what is given.
         order: Order of the meta-gradient that the result carries.
         scale: What the objective is multiplied by while gradients are computed: see `scaled_gradients`.
         recompute: Whether only each step's parameters are kept, and the meta-gradient computes the step again
             (gradient checkpointing): with many steps much less memory, for about a third more time.
-        on_step: Called with the number of steps done, the parameters and the state, first with 0 and the initial ones.
+        on_step: Called with the number of steps done, the parameters, the buffers and the state; first with 0 and the
+            initial ones.
 
     Returns:
-        The adapted parameters, the inner optimizer's state, and the support losses `(B,)` before each step, detached.
+        The adapted parameters, the buffers, the inner optimizer's state, and the support losses `(B,)` before each
+        step, detached.
     """
     losses = []
     names = list(params)
@@ -64,24 +72,92 @@ def adapt(
         # Where initial parameters depend on one another (a head on the body), inner gradients do not follow that.
         params = {name: param.view_as(param) for name, param in params.items()}
 
-    def one_step(params: Params, state: Any, step: int) -> tuple[Params, Any, Tensor]:
-        loss = objective(params, step)
+    def one_step(params: Params, buffers: Params, state: Any, step: int) -> tuple[Params, Params, Any, Tensor]:
+        loss, buffers = objective(params, buffers, step)
         # Each task's loss depends on its own slice only: the gradient of the sum holds every task's gradient.
         gradients = scaled_gradients(loss.sum(), [params[name] for name in names], scale, create_graph=order == 2)
         grads = dict(zip(names, gradients, strict=True))
         with torch.set_grad_enabled(order > 0):
-            return *update(grads, state, params, loss=loss.detach(), step=step), loss.detach()
+            params, state = update(grads, state, params, loss=loss.detach(), step=step)
+        return params, buffers, state, loss.detach()
 
     for step in range(steps):
         if on_step is not None:
-            on_step(step, params, state)
+            on_step(step, params, buffers, state)
         if recompute and order == 2:
-            params, state, loss = checkpoint(one_step, params, state, step, use_reentrant=False)
+            params, buffers, state, loss = checkpoint(one_step, params, buffers, state, step, use_reentrant=False)
         else:
-            params, state, loss = one_step(params, state, step)
+            params, buffers, state, loss = one_step(params, buffers, state, step)
         losses.append(loss)
         if order == 0:
             params = {name: param.requires_grad_() for name, param in params.items()}
     if on_step is not None:
-        on_step(steps, params, state)
-    return params, state, losses
+        on_step(steps, params, buffers, state)
+    return params, buffers, state, losses
+
+
+def update_of(optimizer: nn.Module, over_tasks: OverTasks) -> Update:
+    """The step of an inner optimizer, of one task, for all tasks at once.
+
+    Args:
+        optimizer: An `InnerOptimizer`.
+        over_tasks: Lifts a function of one task to a batch; not used for an elementwise `update`, which runs on a batch
+            as it is.
+
+    Returns:
+        The step, which raises an `ArgumentTypeError`, a `ConfigurationError` or a `NetworkError` where the optimizer
+        returns something else than parameters and a state, or writes into what it is given.
+    """
+    # Bound methods and overridden ones alike: a subclass that overrides `update` has another function there.
+    runs_on_batches = getattr(optimizer.update, "elementwise", False)
+
+    def update(grads: Params, state: Any, params: Params, *, loss: Tensor, step: int) -> tuple[Params, Any]:
+        def of_one_task(grads: Params, state: Any, params: Params, loss: Tensor) -> tuple[Params, Any]:
+            result = optimizer.update(grads, state, params, loss=loss, step=step)  # type: ignore[operator]
+            _check_result(optimizer, params, result)
+            return result  # type: ignore[no-any-return]
+
+        versions = [param._version for param in params.values()]
+        with torch.autocast(loss.device.type, enabled=False):
+            function = of_one_task if runs_on_batches else over_tasks(of_one_task)
+            new: tuple[Params, Any] = function(grads, state, params, loss)
+        changed = [name for (name, p), v in zip(params.items(), versions, strict=True) if p._version != v]
+        if changed:
+            raise NetworkError(
+                f"{type(optimizer).__name__}.update has written in place into {', '.join(changed)}, which the network "
+                "and the other tasks share, so the network is not what it was. Return new tensors, such as param - lr "
+                "* grad."
+            )
+        return new
+
+    return update
+
+
+def _check_result(optimizer: nn.Module, params: Params, result: Any) -> None:
+    """Refuse what an inner optimizer returns if it is not the parameters that it was given, and a state."""
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], dict):
+        raise ArgumentTypeError(
+            f"{type(optimizer).__name__}.update must return two things, the new parameters by name and the new state; "
+            f"it returned a {type(result).__name__}."
+        )
+    updated = result[0]
+    wrong = sorted(params.keys() ^ updated.keys()) or [n for n in params if params[n].shape != updated[n].shape]
+    if wrong:
+        raise ConfigurationError(
+            f"{type(optimizer).__name__}.update must return every parameter that it was given, under its name and of "
+            f"its shape; it does not for {', '.join(wrong)}."
+        )
+
+
+def check_steps(name: str, steps: int) -> int:
+    """Refuse what is not a number of steps.
+
+    Raises:
+        ArgumentTypeError: It is not a whole number.
+        ConfigurationError: It is negative.
+    """
+    if type(steps) is not int:
+        raise ArgumentTypeError(f"{name} must be a whole number, got {steps!r}.")
+    if steps < 0:
+        raise ConfigurationError(f"{name} must be 0 or more, got {steps}.")
+    return steps

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from lightning_meta.errors import NetworkError
+
 Statistics = dict[str, Tensor]
 """Buffers `<layer>.running_mean` and `<layer>.running_var` by name."""
 
@@ -56,24 +58,67 @@ def batch_normalization(transductive: dict[_NormBase, bool]) -> Iterator[None]:
             layer.training = mode
 
 
+def moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The mean and the biased variance of each channel, `(channels,)`, in at least float32.
+
+    Args:
+        x: `(examples, channels, ...)`.
+        mask: Which examples there are, `(examples,)`; all if `None`.
+
+    Raises:
+        NetworkError: Something else than the examples is in the first dimension, so that the mask does not fit.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # autocast has it in 16 bits
+    dims = [d for d in range(x.dim()) if d != 1]
+    if mask is None:
+        return x.mean(dims), x.var(dims, unbiased=False)
+    if len(x) != len(mask):
+        raise NetworkError(
+            f"Batch normalization gets {len(x)} things to normalize together, of {len(mask)} examples: which of them "
+            "belong to the padding of a task cannot be told. Normalize (examples, channels, ...), or give all tasks "
+            "the same size."
+        )
+    weights = mask.to(x.dtype) / (mask.sum() * x[:, 0].numel() / len(x))
+    weights = weights.view(-1, *(1,) * (x.dim() - 1))
+    mean = (x * weights).sum(dims)
+    centred = x - mean.view(1, -1, *(1,) * (x.dim() - 2))
+    return mean, (centred.square() * weights).sum(dims)
+
+
+def masked_batch_norm(
+    x: Tensor, mask: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch normalization by the statistics of the examples that there are.
+
+    Args:
+        x: `(examples, channels, ...)`.
+        mask: Which examples there are, `(examples,)`.
+        weight: Scales `(channels,)`, or none.
+        bias: Shifts `(channels,)`, or none.
+        eps: What is added to the variance.
+
+    Returns:
+        The normalized examples, and the mean and the biased variance.
+    """
+    mean, var = moments(x, mask)
+    shape = (1, -1, *(1,) * (x.dim() - 2))
+    factor = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
+    y = (x - mean.view(shape)) * factor.view(shape)
+    return (y if bias is None else y + bias.view(shape)).to(x.dtype), mean, var
+
+
 @contextmanager
-def record_statistics(network: nn.Module) -> Iterator[Statistics]:
+def record_statistics(network: nn.Module, mask: Tensor | None = None) -> Iterator[Statistics]:
     """Collect the mean and the biased variance of every batch-normalized input while `network` runs once.
 
     The dictionary is filled on leaving. A layer that runs several times in one pass gets the statistics of all its
-    inputs, pooled with equal weight.
+    inputs, pooled with equal weight. What `mask`, `(examples,)`, leaves out does not count.
     """
     layers = batch_normalized_layers(network)
-    moments: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
     statistics: Statistics = {}
-
-    def record(name: str, x: Tensor) -> None:
-        dims = [d for d in range(x.dim()) if d != 1]
-        x = x.to(torch.promote_types(x.dtype, torch.float32))  # autocast has it in 16 bits
-        moments[name].append((x.mean(dims), x.var(dims, unbiased=False)))
-
     handles = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: record(name, inputs[0]))
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: found[name].append(moments(inputs[0], mask)))
         for name, layer in layers.items()
     ]
     try:
@@ -81,7 +126,7 @@ def record_statistics(network: nn.Module) -> Iterator[Statistics]:
     finally:
         for handle in handles:
             handle.remove()
-    for name, seen in moments.items():
+    for name, seen in found.items():
         if seen:
             means, variances = torch.stack([m for m, _ in seen]), torch.stack([v for _, v in seen])
             statistics[f"{name}.running_mean"] = means.mean(0)

@@ -2,25 +2,34 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Literal, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_meta.errors import NetworkError, first_line, is_torchs
-from lightning_meta.functional.allocator import keep_freed_memory
-from lightning_meta.functional.learner import Learner, failing_layer
-from lightning_meta.task import Task, map_tensors, number_of_tasks, tensors_of
+from lightning_meta.errors import ConfigurationError, LightningMetaError, NetworkError, first_line
+from lightning_meta.functional.gradients import scaled_gradients, surrogate, touch
+from lightning_meta.functional.network import failing_layer
+from lightning_meta.functional.problem import Learner, Problem
+from lightning_meta.task import Task, first_tensor, map_tensors, number_of_tasks, tensors_of
 
 TaskParallel = Literal["auto", "vmap", "loop"] | int
 Result = TypeVar("Result")
+Run = Callable[[Problem], object]
+Outcome = Any
+"""A NamedTuple of tensors `(B, ...)`, with `losses` `(B,)` among them."""
+Gradients = tuple[Tensor, ...]
 
 # Of a convolutional network on a CPU, by docs/performance.md. So many positions after the first convolution take about
 # 1.2 GiB in Conv-4 with 64 filters; a task with more than the second number keeps all threads busy by itself.
 POSITIONS_TOGETHER = 4096 * 14 * 14
 POSITIONS_ALONE = 50_000
+
+# What layers and losses raise for inputs that they are not made for. Anything else is a mistake in somebody's code.
+EXPLAINED = (RuntimeError, ValueError, TypeError, IndexError)
 
 
 class TaskMap:
@@ -35,13 +44,13 @@ class TaskMap:
             than `POSITIONS_ALONE` by the loop. It falls back to the loop where `torch.vmap` cannot run the network.
 
     Raises:
-        ValueError: `task_parallel` is none of these.
+        ConfigurationError: `task_parallel` is none of these.
     """
 
     def __init__(self, network: nn.Module, names: tuple[str, ...], task_parallel: TaskParallel) -> None:
         is_size = isinstance(task_parallel, int) and not isinstance(task_parallel, bool) and task_parallel >= 1
         if not is_size and task_parallel not in ("auto", "vmap", "loop"):
-            raise ValueError(
+            raise ConfigurationError(
                 f"task_parallel={task_parallel!r} is not a way to run tasks: give 'auto', 'vmap', 'loop', or the "
                 "number of tasks to run together, at least 1."
             )
@@ -61,7 +70,8 @@ class TaskMap:
             return 0
         if not self.names:  # weights that all tasks share
             return batch
-        if self.task_parallel == "vmap" or self._convolution is None or tasks.support.targets.device.type != "cpu":
+        on_cpu = first_tensor(tasks.support.targets).device.type == "cpu"
+        if self.task_parallel == "vmap" or self._convolution is None or not on_cpu:
             return batch
         # (B, examples, channels, positions...)
         positions = sum(x.shape[1] * math.prod(x.shape[3:]) for part in tasks for x in tensors_of(part.inputs))
@@ -76,12 +86,12 @@ class TaskMap:
             return f"{batch} tasks one after another"
         return f"all {batch} tasks together" if together == batch else f"{batch} tasks in chunks of {together}"
 
-    def __call__(self, function: Callable[[Learner, Task], Result], tasks: Task) -> Iterator[Result]:
+    def __call__(self, function: Callable[[Problem], Result], problem: Problem) -> Iterator[Result]:
         """Apply `function` to the batch, chunk by chunk.
 
         Args:
-            function: Gets a learner and a batch of one or more tasks. It must have no effect but its result.
-            tasks: A batch of `B` tasks.
+            function: Gets a problem of one or more tasks. It must have no effect but its result.
+            problem: Of a batch of `B` tasks.
 
         Yields:
             The results, in the order of the tasks.
@@ -90,43 +100,79 @@ class TaskMap:
             NetworkError: The network cannot run on these inputs, or `torch.vmap` was asked for and cannot run the
                 network; the message names the layer.
         """
-        keep_freed_memory()
-        single = Learner(self.network, self.names, vectorized=False)
-        together = Learner(self.network, self.names, vectorized=True)
-        for chunk in split(tasks, self.together(tasks) or 1):
-            if self.together(tasks) and number_of_tasks(chunk) > 1:
+        single, many = (Learner(self.network, self.names, vectorized=vectorized) for vectorized in (False, True))
+        size = self.together(problem.tasks)
+        for chunk in split(problem.tasks, size or 1):
+            part = replace(problem, tasks=chunk, learner=many)
+            if size and part.count > 1 and self.vectorizes:
                 try:
-                    result = function(together, chunk)
+                    result = function(part)
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:
-                    self._fall_back(function, together, single, chunk, error)
+                    self._fall_back(function, part, single, error)
                 else:
                     yield result
                     continue
             for task in split(chunk, 1):
+                part = replace(problem, tasks=task, learner=single)
                 try:
-                    result = function(single, task)
+                    result = function(part)
                 except Exception as error:
-                    self._explain(function, single, task, error)
+                    self._explain(function, part, error)
                     raise
                 yield result
 
-    def _fall_back(
+    def meta_loss(
         self,
-        function: Callable[[Learner, Task], object],
-        together: Learner,
-        single: Learner,
-        chunk: Task,
-        error: Exception,
-    ) -> None:
+        learn: Callable[[Problem], Outcome],
+        problem: Problem,
+        trainable: Sequence[Tensor],
+        scale: float = 1.0,
+        gradient: Callable[[Problem], tuple[Outcome, Gradients]] | None = None,
+    ) -> tuple[Tensor, Outcome]:
+        """The mean loss of all tasks, with the meta-gradient for its gradient, and what was made of the tasks.
+
+        Args:
+            learn: Makes an outcome of a problem, whose `losses` `(B,)` are differentiable.
+            problem: Of a batch of `B` tasks.
+            trainable: What is meta-learned.
+            scale: What the loss is multiplied by while it is differentiated: see `scaled_gradients`.
+            gradient: Makes the outcome and its gradient at once, if that is not to be left to autograd.
+
+        Returns:
+            A scalar that requires grad through all of `trainable`, and the outcome of the batch, detached.
+        """
+
+        def run(part: Problem) -> tuple[Outcome, Gradients | None]:
+            if gradient is not None:
+                return gradient(part)
+            outcome = learn(part)
+            if part.count == problem.count and part.learner.vectorized:
+                return outcome, None
+            # The graph of this chunk is freed here; only its gradient is kept.
+            gradients = scaled_gradients(outcome.losses.sum() / problem.count, trainable, scale)
+            return outcome._replace(losses=outcome.losses.detach()), gradients
+
+        outcomes, total = [], None
+        for outcome, gradients in self(run, problem):
+            outcomes.append(outcome)
+            if gradients is not None:
+                total = gradients if total is None else tuple(map(torch.add, total, gradients))
+        loss = torch.cat([outcome.losses for outcome in outcomes]).mean()
+        whole = joined(outcomes)
+        return (touch(loss, trainable) if total is None else surrogate(loss, trainable, total)), whole
+
+    def _fall_back(self, function: Run, together: Problem, single: Learner, error: Exception) -> None:
         """Turn to the loop because of an error under vmap; raise where that is not the remedy."""
-        layer = failing_layer(self.network, lambda: function(together, chunk))
+        layer = failing_layer(self.network, lambda: function(together))
+        part = together
         try:
-            for task in split(chunk, 1):
-                function(single, task)
+            for task in split(together.tasks, 1):
+                part = replace(together, tasks=task, learner=single)
+                function(part)
         except Exception as own:  # it has nothing to do with vmap
-            self._explain(function, single, task, own)
+            self._explain(function, part, own)
             raise own from None
         reason = f"torch.vmap cannot run {_named(layer)}: {first_line(error)}"
         if self.task_parallel != "auto":
@@ -136,18 +182,19 @@ class TaskMap:
         warnings.warn(f"{reason}\nRunning tasks one after another (task_parallel='loop').", stacklevel=2)
         self.vectorizes = False
 
-    def _explain(
-        self, function: Callable[[Learner, Task], object], learner: Learner, task: Task, error: Exception
-    ) -> None:
-        """Raise an error from inside of torch as one that says what failed on what."""
-        if isinstance(error, torch.OutOfMemoryError) or not is_torchs(error):
+    def _explain(self, function: Run, problem: Problem, error: Exception) -> None:
+        """Raise an error from under the network, its loss or its inner optimizer as one that says what failed."""
+        if isinstance(error, LightningMetaError | torch.OutOfMemoryError) or not isinstance(error, EXPLAINED):
             return
-        layer = failing_layer(self.network, lambda: function(learner, task))
-        shapes = [f"{tuple(tensor.shape[1:])} of {tensor.dtype}" for tensor in tensors_of(task.support.inputs)]
-        targets = task.support.targets
+        layer = failing_layer(self.network, lambda: function(problem))
+        support = problem.tasks.support
+        inputs, targets = (
+            ", ".join(f"{tuple(tensor.shape[1:])} of {tensor.dtype}" for tensor in tensors_of(part))
+            for part in (support.inputs, support.targets)
+        )
         raise NetworkError(
-            f"{type(self.network).__name__}: {_named(layer)} failed: {first_line(error)}. A support set has "
-            f"inputs {', '.join(shapes)} and targets {tuple(targets.shape[1:])} of {targets.dtype}."
+            f"{type(self.network).__name__}: {_named(layer)} failed: {first_line(error)}. A support set has inputs "
+            f"{inputs} and targets {targets}."
         ) from error
 
 
@@ -164,3 +211,8 @@ def split(tasks: Task, size: int) -> list[Task]:
         return map_tensors(lambda t: t[start : start + size], tasks)
 
     return [part(start) for start in range(0, number_of_tasks(tasks), size)]
+
+
+def joined(results: Sequence[Result]) -> Result:
+    """The results of all chunks, nestings of tensors `(B, ...)`, as one, detached."""
+    return map_tensors(lambda *parts: torch.cat(parts).detach(), *results)

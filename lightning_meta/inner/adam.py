@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_meta.functional.learner import Params
+from lightning_meta.errors import ConfigurationError
+from lightning_meta.functional.network import Params
 from lightning_meta.inner.base import InnerOptimizer, check_rate
 
 
@@ -30,7 +31,7 @@ class Adam(InnerOptimizer):
         weight_decay: λ of :math:`g + \lambda\phi`, which takes the place of g; non-negative.
 
     Raises:
-        ValueError: A number is out of its range.
+        ConfigurationError: A number is out of its range.
 
     Example:
         >>> import torch
@@ -51,9 +52,9 @@ class Adam(InnerOptimizer):
         self.lr = check_rate("lr", lr)
         self.weight_decay = check_rate("weight_decay", weight_decay)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas must be two numbers of at least 0 and below 1, got {betas}.")
+            raise ConfigurationError(f"betas must be two numbers of at least 0 and below 1, got {betas}.")
         if not eps > 0:
-            raise ValueError(f"eps must be positive, got {eps}.")
+            raise ConfigurationError(f"eps must be positive, got {eps}.")
         self.betas = (betas[0], betas[1])
         self.eps = eps
 

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from lightning_meta.functional.learner import Params
+from lightning_meta.errors import ArgumentTypeError, ConfigurationError
+from lightning_meta.functional.network import Params
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -79,7 +80,34 @@ def check_rate(name: str, value: float) -> float:
         ValueError: It is negative, or "not a number".
     """
     if not isinstance(value, int | float):
-        raise TypeError(f"{name} of an inner optimizer must be a number, got {value!r}.")
+        raise ArgumentTypeError(f"{name} of an inner optimizer must be a number, got {value!r}.")
     if not value >= 0:
-        raise ValueError(f"{name} of an inner optimizer must be 0 or more, got {name}={value}.")
+        raise ConfigurationError(f"{name} of an inner optimizer must be 0 or more, got {name}={value}.")
     return value
+
+
+def check_optimizer(optimizer: Any) -> InnerOptimizer:
+    """Refuse what is not an inner optimizer.
+
+    Raises:
+        ArgumentTypeError: It is something else.
+    """
+    if not isinstance(optimizer, InnerOptimizer):
+        raise ArgumentTypeError(
+            f"inner_optimizer must be an object of a lightning_meta.InnerOptimizer, such as SGD(lr=0.1), got "
+            f"{optimizer!r}. (torch's optimizers write in place and cannot be differentiated through.)"
+        )
+    return optimizer
+
+
+def check_nothing_to_learn(module: str, optimizer: InnerOptimizer) -> None:
+    """Refuse an inner optimizer that has something to learn, for an algorithm whose meta-gradient has no part for it.
+
+    Raises:
+        ConfigurationError: `optimizer` has parameters; `module` is the name of the algorithm.
+    """
+    if any(p.requires_grad for p in optimizer.parameters()):
+        raise ConfigurationError(
+            f"{module} has no gradient for what {type(optimizer).__name__} learns. Use MAMLModule with "
+            "it, or an inner optimizer without parameters, such as SGD or Adam."
+        )

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.functional.learner import Params, dict_key
+from lightning_meta.errors import ConfigurationError, NetworkError
+from lightning_meta.functional.network import Params, dict_key
 from lightning_meta.inner.base import InnerOptimizer, check_rate, elementwise
 
 
@@ -19,14 +20,14 @@ class LearnedRates(InnerOptimizer, ABC):
         positive: Learn the logarithms of the rates, so that no rate becomes negative.
 
     Raises:
-        ValueError: `lr` is negative, or 0 where rates are to be positive.
+        ConfigurationError: `lr` is negative, or 0 where rates are to be positive.
     """
 
     def __init__(self, lr: float = 0.01, positive: bool = False) -> None:
         super().__init__()
         self.lr = check_rate("lr", lr)
         if positive and not lr > 0:
-            raise ValueError(f"Rates that are to be positive cannot start at lr={lr}.")
+            raise ConfigurationError(f"Rates that are to be positive cannot start at lr={lr}.")
         self.positive = positive
         self.rates = nn.ParameterDict()
         """A tensor of rates (of their logarithms, if `positive`) for each parameter, under its name with `/` for `.`"""
@@ -43,12 +44,12 @@ class LearnedRates(InnerOptimizer, ABC):
         """Make the rates; those that are there already are kept.
 
         Raises:
-            ValueError: There are rates for other parameters already.
+            ConfigurationError: There are rates for other parameters already.
         """
         shapes = {dict_key(name): self.shape(param, steps) for name, param in params.items()}
         if self.rates:
             if {key: tuple(rates.shape) for key, rates in self.rates.items()} != shapes:
-                raise ValueError(
+                raise ConfigurationError(
                     f"{type(self).__name__} has rates for other parameters, or another number of inner steps, already. "
                     "Give each module an inner optimizer of its own."
                 )
@@ -66,10 +67,10 @@ class LearnedRates(InnerOptimizer, ABC):
             step: The number of the inner step, from 0.
 
         Raises:
-            RuntimeError: There is none: the rates were made for another network, or not at all.
+            NetworkError: There is none: the rates were made for another network, or not at all.
         """
         if dict_key(name) not in self.rates:
-            raise RuntimeError(
+            raise NetworkError(
                 f"{type(self).__name__} has no rate for the parameter {name!r}. The module that it is given to makes "
                 "the rates for its network; outside of one, call build(params, steps) first."
             )
@@ -102,7 +103,7 @@ class MetaSGD(LearnedRates):
         positive: Learn the logarithms of the rates, so that no rate becomes negative.
 
     Raises:
-        ValueError: `lr` is negative, or 0 where rates are to be positive.
+        ConfigurationError: `lr` is negative, or 0 where rates are to be positive.
 
     Example:
         >>> import torch
@@ -134,7 +135,7 @@ class LSLR(LearnedRates):
         positive: Learn the logarithms of the rates, so that no rate becomes negative.
 
     Raises:
-        ValueError: `lr` is negative, or 0 where rates are to be positive.
+        ConfigurationError: `lr` is negative, or 0 where rates are to be positive.
     """
 
     def shape(self, param: Tensor, steps: int) -> tuple[int, ...]:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.functional.learner import Params
+from lightning_meta.errors import ConfigurationError
+from lightning_meta.functional.network import Params
 from lightning_meta.inner.base import InnerOptimizer, check_rate
 
 
@@ -38,8 +39,8 @@ class LSTMOptimizer(InnerOptimizer):
             start alike.
 
     Raises:
-        ValueError: `hidden` is below 1, a bias is not a pair of a lower and an upper value, or `weight_range` is
-            negative.
+        ConfigurationError: `hidden` is below 1, a bias is not a pair of a lower and an upper value, or `weight_range`
+            is negative.
 
     Example:
         >>> import torch
@@ -61,10 +62,10 @@ class LSTMOptimizer(InnerOptimizer):
     ) -> None:
         super().__init__()
         if hidden < 1:
-            raise ValueError(f"LSTMOptimizer needs hidden to be at least 1, got {hidden}.")
+            raise ConfigurationError(f"LSTMOptimizer needs hidden to be at least 1, got {hidden}.")
         for name, bias in {"forget_bias": forget_bias, "input_bias": input_bias}.items():
             if len(bias) != 2 or not bias[0] <= bias[1]:
-                raise ValueError(f"{name} must be a lower and an upper value, got {bias}.")
+                raise ConfigurationError(f"{name} must be a lower and an upper value, got {bias}.")
         self.hidden = hidden
         r = check_rate("weight_range", weight_range)
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_meta.functional.learner import Params
+from lightning_meta.errors import ConfigurationError
+from lightning_meta.functional.network import Params
 from lightning_meta.inner.base import InnerOptimizer, check_rate, elementwise
 
 
@@ -26,7 +27,7 @@ class SGD(InnerOptimizer):
         weight_decay: The coefficient λ, non-negative.
 
     Raises:
-        ValueError: A number is negative or none, or `nesterov` is set without momentum.
+        ConfigurationError: A number is negative or none, or `nesterov` is set without momentum.
 
     Example:
         >>> import torch
@@ -43,7 +44,7 @@ class SGD(InnerOptimizer):
         self.momentum = check_rate("momentum", momentum)
         self.weight_decay = check_rate("weight_decay", weight_decay)
         if nesterov and not momentum:
-            raise ValueError("nesterov=True needs a momentum above 0.")
+            raise ConfigurationError("nesterov=True needs a momentum above 0.")
         self.nesterov = nesterov
 
     def init(self, params: Params) -> Any:

@@ -5,6 +5,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from lightning_meta.errors import ConfigurationError
+
 Norm = Literal["batch", "instance", "group", "layer", "none"]
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -37,7 +39,8 @@ class Conv4(nn.Module):
         image_size: Height and width of the images; it matters for `"pool"` only.
 
     Raises:
-        ValueError: `n_way`, `hidden`, `in_channels`, `downsample`, `norm` or `image_size` is not a possible value.
+        ConfigurationError: `n_way`, `hidden`, `in_channels`, `downsample`, `norm` or `image_size` is not a possible
+            value.
 
     Example:
         >>> import torch
@@ -58,15 +61,17 @@ class Conv4(nn.Module):
         counts = {"n_way": n_way, "hidden": hidden, "in_channels": in_channels, "image_size": image_size}
         for name, value in counts.items():
             if type(value) is not int or value < 1:
-                raise ValueError(f"Conv4 needs {name} to be a whole number of at least 1, got {value!r}.")
+                raise ConfigurationError(f"Conv4 needs {name} to be a whole number of at least 1, got {value!r}.")
         if downsample not in ("stride", "pool"):
-            raise ValueError(f"downsample must be 'stride' or 'pool', got {downsample!r}.")
+            raise ConfigurationError(f"downsample must be 'stride' or 'pool', got {downsample!r}.")
         if norm not in _NORMS:
-            raise ValueError(f"norm must be one of {', '.join(map(repr, _NORMS))}, got {norm!r}.")
+            raise ConfigurationError(f"norm must be one of {', '.join(map(repr, _NORMS))}, got {norm!r}.")
         if norm == "group" and hidden % min(8, hidden):
-            raise ValueError(f"norm='group' needs hidden to be a multiple of 8, got {hidden}.")
+            raise ConfigurationError(f"norm='group' needs hidden to be a multiple of 8, got {hidden}.")
         if downsample == "pool" and image_size < 16:
-            raise ValueError(f"Four poolings need images of at least 16x16 pixels, got image_size={image_size}.")
+            raise ConfigurationError(
+                f"Four poolings need images of at least 16x16 pixels, got image_size={image_size}."
+            )
         pool = downsample == "pool"
         blocks = []
         for channels in (in_channels, hidden, hidden, hidden):

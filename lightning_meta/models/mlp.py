@@ -6,6 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from lightning_meta.errors import ConfigurationError
+
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them.
@@ -24,7 +26,7 @@ class MLP(nn.Module):
         norm: Whether hidden layers are batch-normalized.
 
     Raises:
-        ValueError: A size is below 1, there is no hidden layer, or `norm` is not a possible value.
+        ConfigurationError: A size is below 1, there is no hidden layer, or `norm` is not a possible value.
 
     Example:
         >>> import torch
@@ -42,12 +44,12 @@ class MLP(nn.Module):
         super().__init__()
         sizes = [in_features, out_features, *(hidden or [0])]
         if any(type(size) is not int or size < 1 for size in sizes):
-            raise ValueError(
+            raise ConfigurationError(
                 "An MLP needs at least one hidden layer and sizes of at least 1, got "
                 f"in_features={in_features}, hidden={hidden!r}, out_features={out_features}."
             )
         if norm not in ("batch", "none"):
-            raise ValueError(f"norm must be 'batch' or 'none', got {norm!r}.")
+            raise ConfigurationError(f"norm must be 'batch' or 'none', got {norm!r}.")
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in pairwise([in_features, *hidden]):
             layers.append(nn.Linear(before, after))

@@ -1,28 +1,23 @@
 """Checkpoints: written whole or not at all, read without running code, and compared with the module they are for."""
 
 import io
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_meta.errors import first_line
-from lightning_meta.hyperparameters import PlainHyperparameters, differences
+from lightning_meta.errors import CheckpointError, first_line
+from lightning_meta.files import write_atomically
+from lightning_meta.hyperparameters import differences
 from lightning_meta.randomness import global_state, set_global_state
+from lightning_meta.task import map_tensors
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, cannot be read, or does not fit the module."""
+    from lightning_meta.modules.meta_module import MetaModule
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -47,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, buffer.getbuffer())
+            write_atomically(path, buffer.getbuffer())
         except OSError as error:
             before = "The file that was there before is as it was." if path.is_file() else "There was none before."
             raise CheckpointError(
@@ -68,27 +63,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             checkpoint = super().load_checkpoint(path, map_location, weights_only is not False)
             check_is_checkpoint(checkpoint)
         return checkpoint
-
-
-def _replace(path: Path, content: memoryview) -> None:
-    """Put a file with this content in the place of `path`, in one move and for good."""
-    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False)  # noqa: SIM115
-    try:
-        with file:
-            os.chmod(file.name, 0o666 & ~_umask())
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
-    except BaseException:
-        os.unlink(file.name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager
@@ -132,108 +106,89 @@ def check_is_checkpoint(checkpoint: Any) -> None:
         )
 
 
-class CheckpointedModule(PlainHyperparameters, pl.LightningModule):
-    """A module whose checkpoints say how they came about, and that can be resumed exactly."""
+def objects(module: "MetaModule") -> dict[str, str]:
+    """The loss, the inner optimizer and others that are not plain hyperparameters, described in words."""
+    described = {"loss": getattr(module.loss, "__qualname__", str(module.loss))}
+    optimizer = getattr(module.algorithm, "inner_optimizer", None)
+    if optimizer is not None:
+        described["inner_optimizer"] = f"{type(optimizer).__name__}({optimizer.extra_repr()})"
+    return described
 
-    seed: int | None = None
-    """What random numbers in training follow from, with the outer step and the rank: `torch.initial_seed()` at the
-    first start of the training."""
 
-    _random_state: dict[str, Any] | None = None
+def save(module: "MetaModule", checkpoint: dict[str, Any]) -> None:
+    """Add to a checkpoint what a training needs to go on exactly, and what it is made of."""
+    carried = module.algorithm.carried()
+    checkpoint["meta"] = {
+        "objects": objects(module),
+        "seed": module.outer.seed,
+        "random_state": global_state(),
+        "skipped_steps": module.outer.skipped,
+        "tasks_together": module.outer.tasks_together,
+        "vectorizes": module.task_map.vectorizes,
+        "carried": None if carried is None else map_tensors(lambda t: t.detach().cpu(), carried),
+    }
 
-    @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = True,
-        **kwargs: Any,
-    ) -> "Self":
-        """Rebuild a module from a checkpoint: see Lightning.
 
-        Args:
-            checkpoint_path: The file.
-            map_location: See Lightning, and so for the next two.
-            hparams_file: A file of hyperparameters.
-            strict: Whether the parameters have to fit exactly.
-            weights_only: Whether to read tensors and plain values only; other objects can run code.
-            kwargs: Arguments of the module, which win over those that were saved: of a script's run those that are no
-                plain values, such as `network`.
+def load(module: "MetaModule", checkpoint: dict[str, Any]) -> None:
+    """Name the hyperparameters in which a checkpoint differs, and go on from it.
 
-        Raises:
-            CheckpointError: The file is truncated, no checkpoint, holds objects, or does not fit the module.
-        """
-        with readable(checkpoint_path):
-            return super().load_from_checkpoint(
-                checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
-            )
+    Raises:
+        CheckpointError: The checkpoint's parameters are not those of the module.
+    """
+    check_is_checkpoint(checkpoint)
+    kept: dict[str, Any] = checkpoint.get("meta", {})
+    changed = differences(checkpoint.get("hyper_parameters", {}), module.hparams)
+    changed += differences(kept.get("objects", {}), objects(module))
+    datamodule = getattr(module._trainer, "datamodule", None)
+    if datamodule is not None:
+        changed += differences(checkpoint.get("datamodule_hyper_parameters", {}), datamodule.hparams)
+    misfits = _misfits(module.state_dict(), checkpoint["state_dict"])
+    if misfits and module.strict_loading:
+        reason = (
+            "It was written with other hyperparameters:\n  " + "\n  ".join(changed)
+            if changed
+            else "No hyperparameter differs, so it is the network itself, or an object that cannot be stored."
+        )
+        raise CheckpointError(
+            f"The checkpoint does not fit this {type(module).__name__}: {'; '.join(misfits)}. {reason}"
+        )
+    if module._trainer is not None:
+        # Lightning would load into float32, and convert to float64 afterwards.
+        module._trainer.precision_plugin.convert_module(module)
+    if changed:
+        rank_zero_warn(
+            "The checkpoint was written with other hyperparameters; those of now are used (but a training that is "
+            "resumed restores the state of its optimizer and its schedule):\n  " + "\n  ".join(changed)
+        )
+    if not module.algorithm.restore(kept.get("carried"), module.network):
+        rank_zero_warn("The checkpoint's inner state is that of another inner optimizer; a fresh one is used.")
+    module.outer.seed = kept.get("seed", module.outer.seed)
+    module.outer.skipped = kept.get("skipped_steps", 0)
+    module.task_map.vectorizes = kept.get("vectorizes", True)
+    module.outer.random_state = kept.get("random_state")
 
-    def objects(self) -> dict[str, str]:
-        """Objects that are no plain hyperparameters, described in words."""
-        return {}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Describe the objects, so that loading with others does not go unnoticed; keep the random numbers' state."""
-        checkpoint["objects"] = self.objects()
-        checkpoint["seed"] = self.seed
-        checkpoint["random_state"] = global_state()
+def go_on(module: "MetaModule") -> None:
+    """Go on with the random numbers where the checkpoint left them."""
+    if module.outer.random_state is not None:
+        set_global_state(module.outer.random_state)
+        module.outer.random_state = None
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the hyperparameters in which a checkpoint differs; those given now are used.
 
-        Raises:
-            CheckpointError: The checkpoint's parameters are not those of this module.
-        """
-        check_is_checkpoint(checkpoint)
-        changed = differences(checkpoint.get("hyper_parameters", {}), self.hparams)
-        changed += differences(checkpoint.get("objects", {}), self.objects())
-        datamodule = getattr(self._trainer, "datamodule", None)
-        if datamodule is not None:
-            changed += differences(checkpoint.get("datamodule_hyper_parameters", {}), datamodule.hparams)
-        misfits = self._misfits(checkpoint["state_dict"])
-        if misfits and self.strict_loading:
-            reason = (
-                "It was written with other hyperparameters:\n  " + "\n  ".join(changed)
-                if changed
-                else ("No hyperparameter differs, so it is the network itself, or what is no plain value.")
-            )
-            raise CheckpointError(
-                f"The checkpoint does not fit this {type(self).__name__}: {'; '.join(misfits)}. {reason}"
-            )
-        if self._trainer is not None:
-            # Lightning would load into float32, and convert to float64 afterwards.
-            self._trainer.precision_plugin.convert_module(self)
-        if changed:
-            rank_zero_warn(
-                "The checkpoint was written with other hyperparameters; those of now are used (but a training that is "
-                "resumed restores the state of its optimizer and its schedule):\n  " + "\n  ".join(changed)
-            )
-        self.seed = checkpoint.get("seed", self.seed)
-        self._random_state = checkpoint.get("random_state")
-
-    def _misfits(self, saved: dict[str, Any]) -> list[str]:
-        """What of a checkpoint's parameters and buffers this module does not have, lacks, or has in another shape."""
-        own = self.state_dict()
-        missing, unknown = (sorted(a.keys() - b.keys()) for a, b in ((own, saved), (saved, own)))
-        shapes = [
-            f"{name} is {tuple(saved[name].shape)} there and {tuple(tensor.shape)} here"
-            for name, tensor in own.items()
-            if name in saved and saved[name].shape != tensor.shape
-        ]
-        found = []
-        if missing:
-            found.append(f"it lacks {_listed(missing)}")
-        if unknown:
-            found.append(f"it has {_listed(unknown)}, which this module has not")
-        return found + ([_listed(shapes)] if shapes else [])
-
-    def on_train_start(self) -> None:
-        """Go on with the random numbers where the checkpoint left them."""
-        if self._random_state is not None:
-            set_global_state(self._random_state)
-            self._random_state = None
+def _misfits(own: dict[str, Any], saved: dict[str, Any]) -> list[str]:
+    """What of a checkpoint's parameters and buffers the module does not have, lacks, or has in another shape."""
+    missing, unknown = (sorted(a.keys() - b.keys()) for a, b in ((own, saved), (saved, own)))
+    shapes = [
+        f"{name} is {tuple(saved[name].shape)} there and {tuple(tensor.shape)} here"
+        for name, tensor in own.items()
+        if name in saved and saved[name].shape != tensor.shape
+    ]
+    found = []
+    if missing:
+        found.append(f"it lacks {_listed(missing)}")
+    if unknown:
+        found.append(f"it has {_listed(unknown)}, which this module has not")
+    return found + ([_listed(shapes)] if shapes else [])
 
 
 def _listed(names: list[str]) -> str:

@@ -1,98 +1,101 @@
 """Evaluation: each task once, with its own gradients, and the mean over all tasks and devices."""
 
-from abc import ABC, abstractmethod
-from typing import cast
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_meta.functional.learner import Learner
-from lightning_meta.functional.task_map import TaskMap
+from lightning_meta.algorithms.acting import Actor
+from lightning_meta.functional.masks import real_parts
+from lightning_meta.functional.task_map import joined
 from lightning_meta.metrics import TaskStatistics
-from lightning_meta.modules.checkpoints import CheckpointedModule
-from lightning_meta.modules.outcome import Outcome, joined, with_gradients
-from lightning_meta.task import Task
+from lightning_meta.task import Task, map_tensors
+
+if TYPE_CHECKING:
+    from lightning_meta.modules.meta_module import MetaModule
 
 
-class EvaluatedModule(CheckpointedModule, ABC):
-    """What modules do in validation, test and prediction."""
+@contextmanager
+def with_gradients(batch: Task) -> Iterator[Task]:
+    """Make a batch differentiable in evaluation too, where Lightning turns gradients off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield map_tensors(lambda t: t.clone() if t.is_inference() else t, batch)
+
+
+def collected(module: "MetaModule", tasks: Task, *, training: bool) -> Task:
+    """The batch that `MetaModule.collect` makes, with as many inner steps as in meta-training or in evaluation."""
+    return module.collect(
+        tasks, Actor(module.algorithm, module.task_map, lambda: module.problem(tasks), training=training)
+    )
+
+
+class Evaluation:
+    """What a module measures in validation and test: the values of every task, for each of several loaders."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.statistics = nn.ModuleDict({"val": TaskStatistics(), "test": TaskStatistics()})
+        self.statistics: dict[tuple[str, int], TaskStatistics] = {}
 
-    @property
-    @abstractmethod
-    def task_map(self) -> TaskMap:
-        """Runs functions over the tasks of a batch."""
+    def of(self, stage: str, loader: int = 0) -> TaskStatistics:
+        """What was measured on the tasks of one loader."""
+        return self.statistics.setdefault((stage, loader), TaskStatistics())
 
-    @abstractmethod
-    def evaluate(self, learner: Learner, tasks: Task) -> Outcome:
-        """Adapt to a batch of tasks and measure; nothing is differentiated afterwards."""
-
-    @abstractmethod
-    def predict(self, learner: Learner, tasks: Task) -> Tensor:
-        """Adapt to a batch of tasks and predict their query sets: `(B, queries, ...)`."""
-
-    def validation_step(self, batch: Task, batch_idx: int) -> None:
-        """Adapt to a batch of validation tasks and measure."""
-        self._evaluation_step("val", batch)
-
-    def test_step(self, batch: Task, batch_idx: int) -> None:
-        """Adapt to a batch of test tasks and measure."""
-        self._evaluation_step("test", batch)
-
-    def predict_step(self, batch: Task, batch_idx: int) -> Tensor:
-        """Predictions for the query sets of a batch of tasks: `(B, queries, ...)`."""
+    def __call__(self, module: "MetaModule", stage: str, batch: Task, loader: int) -> None:
+        """Adapt to a batch of tasks and measure."""
         with with_gradients(batch) as tasks:
-            return torch.cat(list(self.task_map(self.predict, tasks))).detach()
-
-    def _evaluation_step(self, stage: str, batch: Task) -> None:
-        with with_gradients(batch) as tasks:
-            outcome = joined(list(self.task_map(self.evaluate, tasks)))
+            tasks = collected(module, tasks, training=False)
+            outcome = joined(list(module.task_map(module.algorithm.evaluate, module.problem(tasks))))
         # Outside of the block, since the metric's state was reset under the grad mode that holds here.
-        self._statistics(stage).update({"query_loss": outcome.losses, **outcome.metrics})
+        self.of(stage, loader).update({"query_loss": outcome.losses, **outcome.metrics})
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget what an interrupted validation may have left."""
-        self._statistics("val").reset()
+    def predictions(self, module: "MetaModule", batch: Task) -> Any:
+        """Predictions for the query sets, `(B, queries, ...)`; a list of each task's own where those are masked."""
+        with with_gradients(batch) as tasks:
+            tasks = collected(module, tasks, training=False)
+            found = joined(list(module.task_map(module.algorithm.predict, module.problem(tasks))))
+        if tasks.query.mask is None:
+            return found
+        return [part for (part,) in real_parts(tasks.query.mask, found)]
 
-    def on_test_epoch_start(self) -> None:
-        """Forget what an interrupted test may have left."""
-        self._statistics("test").reset()
+    def start(self, stage: str) -> None:
+        """Forget what an interrupted evaluation may have left."""
+        for (of_stage, _), statistics in self.statistics.items():
+            if of_stage == stage:
+                statistics.reset()
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the means over all validation tasks."""
-        self._log_statistics("val")
-        scheduler = (
-            self.lr_schedulers() if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking else None
-        )
-        if isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step(self.trainer.callback_metrics["val/query_loss"])
+    def finish(self, module: "MetaModule", stage: str) -> None:
+        """Log the means over all tasks, for each loader, and tell a scheduler that waits for them."""
+        trainer: Any = module.trainer
+        rows = {loader: found for (of_stage, loader), found in self.statistics.items() if of_stage == stage}
+        rows = {loader: found for loader, found in sorted(rows.items()) if found.update_called}
+        names = getattr(getattr(trainer, "datamodule", None), f"{stage}_rows", None) or []
+        for loader, found in rows.items():
+            name = names[loader] if loader < len(names) else f"dataloader_idx_{loader}"
+            suffix = f"/{name}" if len(rows) > 1 or names else ""
+            for key, (mean, ci95) in found.to(module.device).compute().items():
+                values = {key: mean.float()}
+                if key.startswith("query_") and not key.endswith("_before"):
+                    values[f"{key}_ci95"] = ci95.float()
+                self.log(module, stage, values, suffix)
+        scheduler = module.lr_schedulers() if trainer.state.fn == "fit" and not trainer.sanity_checking else None
+        if stage == "val" and isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(trainer.callback_metrics["val/query_loss"])
 
-    def on_test_epoch_end(self) -> None:
-        """Log the means over all test tasks."""
-        self._log_statistics("test")
-
-    def _statistics(self, stage: str) -> TaskStatistics:
-        return cast(TaskStatistics, self.statistics[stage])
-
-    def _log_statistics(self, stage: str) -> None:
-        for name, (mean, ci95) in self._statistics(stage).compute().items():
-            self.log_values(stage, {name: mean.float()})
-            if name.startswith("query_") and not name.endswith("_before"):
-                self.log_values(stage, {f"{name}_ci95": ci95.float()})
-
-    def log_values(self, stage: str, values: dict[str, Tensor], tasks: int | None = None) -> None:
-        """Log values as `{stage}/{name}`.
+    def log(
+        self, module: "MetaModule", stage: str, values: Mapping[str, Tensor], suffix: str = "", tasks: int | None = None
+    ) -> None:
+        """Log values as `{stage}/{name}{suffix}`.
 
         Args:
+            module: Logs them.
             stage: `"train"`, `"val"` or `"test"`.
             values: Scalars, in evaluation the same on every device.
+            suffix: Says of which loader they are.
             tasks: How many tasks they are of.
         """
         for name, value in values.items():
             shown = name in ("query_loss", "query_accuracy")
             # Statistics are the same on every device already; to synchronize them is a formality.
-            self.log(f"{stage}/{name}", value, prog_bar=shown, batch_size=tasks, sync_dist=stage != "train")
+            module.log(f"{stage}/{name}{suffix}", value, prog_bar=shown, batch_size=tasks, sync_dist=stage != "train")

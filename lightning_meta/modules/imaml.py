@@ -1,23 +1,22 @@
 """Implicit MAML."""
 
-from typing import Any
+from torch import nn
+from torch.optim import Adam
 
-import torch
-from torch import Tensor, nn
-
-from lightning_meta.functional.conjugate_gradient import conjugate_gradient, inner
-from lightning_meta.functional.learner import Learner, Params
-from lightning_meta.functional.meta_gradient import task_surrogates
-from lightning_meta.functional.scaling import scaled_gradients
-from lightning_meta.inner import InnerOptimizer
-from lightning_meta.modules.adapting import Adapted
-from lightning_meta.modules.checks import check_meta_parameters
-from lightning_meta.modules.gradient_based import GradientBasedModule
-from lightning_meta.modules.outcome import Outcome
-from lightning_meta.task import Task
+from lightning_meta.algorithms import GradientBased, Implicit
+from lightning_meta.errors import ConfigurationError
+from lightning_meta.functional.losses import Loss
+from lightning_meta.functional.task_map import TaskParallel
+from lightning_meta.inner import SGD, InnerOptimizer
+from lightning_meta.inner.base import check_nothing_to_learn
+from lightning_meta.modules.documentation import complete_arguments
+from lightning_meta.modules.maml import MAMLModule
+from lightning_meta.modules.meta_module import MetaModule
+from lightning_meta.modules.optimizers import LRSchedulerCallable, OptimizerCallable
+from lightning_meta.modules.outer_step import OnNonfinite
 
 
-class IMAMLModule(GradientBasedModule):
+class IMAMLModule(MetaModule):
     r"""Learns initial parameters with the meta-gradient at the inner problem's solution, whatever led there.
 
     The inner loop descends the support loss with a proximal term,
@@ -42,14 +41,13 @@ class IMAMLModule(GradientBasedModule):
         val_inner_steps: Inner steps in evaluation, with the proximal term, too; `inner_steps` if `None`.
         regularization: The strength λ of the proximal term, positive.
         cg_steps: Iterations of conjugate gradient, each of the cost of a second derivative.
-        kwargs: See `GradientBasedModule` and `MetaModule`: `transductive`, `adapt_only`, `loss`, `optimizer`,
-            `lr_scheduler`, `gradient_clip_val`, `task_parallel`.
 
     Raises:
-        ValueError: An argument does not make sense, or the inner optimizer has meta-parameters of its own: the implicit
-            gradient has no part for them.
+        ConfigurationError: An argument does not make sense, or the inner optimizer has meta-parameters of its own: the
+            implicit gradient has no part for them.
 
     Example:
+        >>> import torch
         >>> from lightning_meta import Examples, Task
         >>> module = IMAMLModule(nn.Linear(4, 3), inner_steps=5)
         >>> inputs, targets = torch.randn(2, 6, 4), torch.tensor([0, 0, 1, 1, 2, 2]).expand(2, 6)
@@ -57,6 +55,8 @@ class IMAMLModule(GradientBasedModule):
         >>> module.network.weight.grad.shape
         torch.Size([3, 4])
     """
+
+    algorithm: GradientBased
 
     def __init__(
         self,
@@ -66,57 +66,42 @@ class IMAMLModule(GradientBasedModule):
         val_inner_steps: int | None = None,
         regularization: float = 2.0,
         cg_steps: int = 5,
-        **kwargs: Any,
+        adapt_only: str | list[str] | None = None,
+        transductive: bool = True,
+        *,
+        loss: Loss | None = None,
+        inner_loss: Loss | None = None,
+        optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        gradient_clip_val: float | None = None,
+        task_parallel: TaskParallel = "auto",
+        outer_steps_per_batch: int = 1,
+        on_nonfinite: OnNonfinite = "raise",
+        max_skipped_steps: int = 20,
+        compile: bool = False,
     ) -> None:
         if not regularization > 0:
-            raise ValueError(
+            raise ConfigurationError(
                 f"regularization is the strength of the proximal term; it must be above 0, got {regularization}."
             )
         if cg_steps < 1:
-            raise ValueError(f"cg_steps must be at least 1, got {cg_steps}.")
-        super().__init__(network, inner_optimizer, inner_steps, val_inner_steps, **kwargs)
-        check_meta_parameters(type(self).__name__, self.inner_optimizer)
-        self.regularization = regularization
-        self.cg_steps = cg_steps
-
-    def inner_objective(self, losses: Tensor, params: Params, initial: Params) -> Tensor:
-        """The support losses with the proximal term."""
-        ways = {name: param - initial[name].detach() for name, param in params.items()}
-        return losses + self.regularization / 2 * inner(ways, ways)
-
-    def learn(self, learner: Learner, tasks: Task) -> Outcome:
-        """Adapt, and solve for the meta-gradient at the adapted parameters."""
-        adapted = self.adapt(learner, tasks, self.inner_steps, order=0)
-        outcome = self.judged(learner, tasks, adapted)
-        right = self._gradient(outcome.losses, adapted.params)
-        support_gradient = self._support_gradient(learner, tasks, adapted)
-
-        def product(v: Params) -> Params:
-            curvature = self._gradient(inner(support_gradient, v), adapted.params)
-            return {name: v[name] + curvature[name] / self.regularization for name in v}
-
-        solution = conjugate_gradient(product, right, self.cg_steps)
-        initial = self.initial_params(learner, tasks, trainable=True)
-        losses = task_surrogates(outcome.losses, initial, solution)
-        if len(adapted.params) < sum(p.requires_grad for p in self.parameters()):
-            # What is shared by all tasks acts on the query loss, and on where the inner problem has its solution.
-            shared = outcome.losses - inner(support_gradient, solution) / self.regularization
-            losses = losses + shared - shared.detach()
-        return outcome._replace(losses=losses)
-
-    def _support_gradient(self, learner: Learner, tasks: Task, adapted: Adapted) -> Params:
-        """The gradient of the support losses at the adapted parameters, differentiable once more."""
-        support = self.support_data(tasks, adapted.params, adapted.steps)
-        with learner.twice_differentiable():
-            predictions = learner.predict(adapted.params, dict(adapted.buffers), support.inputs)
-            losses = self.task_losses(learner, predictions, support.targets)
-            return self._gradient(losses, adapted.params, create_graph=True)
-
-    def _gradient(self, losses: Tensor, params: Params, *, create_graph: bool = False) -> Params:
-        """The gradient of each task's loss, `(B,)`, in its own parameters."""
-        if not losses.requires_grad:  # a Hessian of zero, such as a linear loss has
-            return {name: torch.zeros_like(param) for name, param in params.items()}
-        gradients = scaled_gradients(
-            losses.sum(), list(params.values()), self.inner_loss_scale, create_graph=create_graph, retain_graph=True
+            raise ConfigurationError(f"cg_steps must be at least 1, got {cg_steps}.")
+        algorithm = GradientBased(
+            SGD() if inner_optimizer is None else inner_optimizer,
+            Implicit(cg_steps),
+            inner_steps=inner_steps,
+            val_inner_steps=val_inner_steps,
+            adapt_only=adapt_only,
+            statistics="query batch (transductive)" if transductive else "support set",
+            proximal=regularization,
         )
-        return dict(zip(params, gradients, strict=True))
+        super().__init__(
+            network, algorithm, loss=loss, inner_loss=inner_loss, optimizer=optimizer, lr_scheduler=lr_scheduler,
+            gradient_clip_val=gradient_clip_val, task_parallel=task_parallel,
+            outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite,
+            max_skipped_steps=max_skipped_steps, compile=compile,
+        )  # fmt: skip
+        check_nothing_to_learn(type(self).__name__, algorithm.inner_optimizer)
+
+
+complete_arguments(IMAMLModule, MAMLModule, MetaModule)

@@ -1,15 +1,20 @@
 """Meta-LSTM."""
 
-from typing import Any
-
 from torch import nn
+from torch.optim import Adam
 
-from lightning_meta.functional.inner_loop import Order
+from lightning_meta.algorithms import GradientBased, Unrolled
+from lightning_meta.functional.losses import Loss
+from lightning_meta.functional.task_map import TaskParallel
 from lightning_meta.inner import InnerOptimizer, LSTMOptimizer
-from lightning_meta.modules.gradient_based import GradientBasedModule
+from lightning_meta.modules.documentation import complete_arguments
+from lightning_meta.modules.maml import MAMLModule
+from lightning_meta.modules.meta_module import MetaModule
+from lightning_meta.modules.optimizers import LRSchedulerCallable, OptimizerCallable
+from lightning_meta.modules.outer_step import OnNonfinite
 
 
-class MetaLSTMModule(GradientBasedModule):
+class MetaLSTMModule(MetaModule):
     r"""Learns the rule that updates a learner's parameters, and the parameters from which it starts.
 
     .. math:: \phi_{i+1} = f_i \circ \phi_i - i_i \circ \nabla L^{support}(\phi_i)
@@ -26,14 +31,11 @@ class MetaLSTMModule(GradientBasedModule):
         network: Called as `network(inputs)`. The paper's has 32 filters: `Conv4(n_way, hidden=32)`.
         inner_optimizer: `LSTMOptimizer()` if `None`.
         inner_steps: Inner steps in meta-training; the paper has 12 for 1-shot and 5 for 5-shot tasks.
-        val_inner_steps: Inner steps in evaluation; `inner_steps` if `None`.
         second_order: Differentiate through the learner's gradients, too.
         gradient_clip_val: Largest norm of the meta-gradient, as in the released code.
-        kwargs: See `GradientBasedModule` and `MetaModule`: `transductive`, `adapt_only`, `loss`, `optimizer`,
-            `lr_scheduler`, `task_parallel`.
 
     Raises:
-        ValueError: An argument does not make sense; the message says which and what to do.
+        ConfigurationError: An argument does not make sense; the message says which and what to do.
 
     Example:
         >>> import torch
@@ -45,6 +47,8 @@ class MetaLSTMModule(GradientBasedModule):
         True
     """
 
+    algorithm: GradientBased
+
     def __init__(
         self,
         network: nn.Module,
@@ -52,16 +56,37 @@ class MetaLSTMModule(GradientBasedModule):
         inner_steps: int = 12,
         val_inner_steps: int | None = None,
         second_order: bool = False,
+        adapt_only: str | list[str] | None = None,
+        transductive: bool = True,
+        checkpoint_inner_steps: bool = False,
+        *,
+        loss: Loss | None = None,
+        inner_loss: Loss | None = None,
+        optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        inner_optimizer_lr: float | None = None,
         gradient_clip_val: float | None = 0.25,
-        **kwargs: Any,
+        task_parallel: TaskParallel = "auto",
+        outer_steps_per_batch: int = 1,
+        on_nonfinite: OnNonfinite = "raise",
+        max_skipped_steps: int = 20,
+        compile: bool = False,
     ) -> None:
-        inner_optimizer = LSTMOptimizer() if inner_optimizer is None else inner_optimizer
-        super().__init__(
-            network, inner_optimizer, inner_steps, val_inner_steps, gradient_clip_val=gradient_clip_val, **kwargs
+        algorithm = GradientBased(
+            LSTMOptimizer() if inner_optimizer is None else inner_optimizer,
+            Unrolled(first_order=not second_order),
+            inner_steps=inner_steps,
+            val_inner_steps=val_inner_steps,
+            adapt_only=adapt_only,
+            statistics="query batch (transductive)" if transductive else "support set",
+            recompute=checkpoint_inner_steps,
         )
-        self.second_order = second_order
+        super().__init__(
+            network, algorithm, loss=loss, inner_loss=inner_loss, optimizer=optimizer, lr_scheduler=lr_scheduler,
+            inner_optimizer_lr=inner_optimizer_lr, gradient_clip_val=gradient_clip_val, task_parallel=task_parallel,
+            outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite,
+            max_skipped_steps=max_skipped_steps, compile=compile,
+        )  # fmt: skip
 
-    @property
-    def order(self) -> Order:
-        """First order unless asked for more."""
-        return 2 if self.second_order else 1
+
+complete_arguments(MetaLSTMModule, MAMLModule, MetaModule)

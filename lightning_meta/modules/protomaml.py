@@ -1,34 +1,38 @@
 """Proto-MAML."""
 
-from typing import Any
-
-import torch
 from torch import nn
+from torch.optim import Adam
 
-from lightning_meta.functional.learner import Learner, Params, strip
-from lightning_meta.functional.prototypes import prototypes, prototypical_head
-from lightning_meta.modules.checks import check_support_classes
-from lightning_meta.modules.maml import MAMLModule
-from lightning_meta.task import Task, number_of_tasks
+from lightning_meta.algorithms import GradientBased, PrototypeStart, Unrolled
+from lightning_meta.errors import ConfigurationError
+from lightning_meta.functional.losses import Loss
+from lightning_meta.functional.task_map import TaskParallel
+from lightning_meta.inner import InnerOptimizer
+from lightning_meta.modules.documentation import complete_arguments
+from lightning_meta.modules.maml import MAMLModule, default_sgd
+from lightning_meta.modules.meta_module import MetaModule
+from lightning_meta.modules.optimizers import LRSchedulerCallable, OptimizerCallable
+from lightning_meta.modules.outer_step import OnNonfinite
 
 
-class ProtoMAMLModule(MAMLModule):
+class ProtoMAMLModule(MetaModule):
     r"""MAML whose head starts, for every task, as the classifier by the distances to its support set's prototypes.
 
     .. math:: w_c = 2 p_c, \qquad b_c = -\|p_c\|^2
 
     with the prototypes p_c of the body's features. They are differentiated through; the network's own head has no
-    effect. Paper: Triantafillou et al. 2020, arXiv:1903.03096.
+    effect, so tasks may have other numbers of classes than it has outputs. Paper: Triantafillou et al. 2020,
+    arXiv:1903.03096.
 
     Args:
         network: Gives `head(body(inputs))`, of a submodule `body` for `(examples, features)` and a linear layer `head`.
-        kwargs: See `MAMLModule`.
 
     Raises:
-        ValueError: The network has no such parts, or `adapt_only` leaves out the head; in use, a class has no support
-            example.
+        ConfigurationError: The network has no such parts, or `adapt_only` leaves out the head; in use, a class that the
+            query set asks for has no support example.
 
     Example:
+        >>> import torch
         >>> from lightning_meta import MLP, Examples, Task
         >>> module = ProtoMAMLModule(MLP(4, 3), inner_lr=0.1)
         >>> inputs, targets = torch.randn(2, 6, 4), torch.tensor([0, 0, 1, 1, 2, 2]).expand(2, 6)
@@ -37,34 +41,56 @@ class ProtoMAMLModule(MAMLModule):
         (False, True)
     """
 
-    def __init__(self, network: nn.Module, **kwargs: Any) -> None:
-        parts = (getattr(network, "body", None), getattr(network, "head", None))
-        if not isinstance(parts[0], nn.Module) or not isinstance(parts[1], nn.Linear) or parts[1].bias is None:
-            raise ValueError(
+    algorithm: GradientBased
+
+    def __init__(
+        self,
+        network: nn.Module,
+        inner_lr: float | None = None,
+        inner_steps: int = 1,
+        val_inner_steps: int | None = None,
+        first_order: bool = False,
+        inner_optimizer: InnerOptimizer | None = None,
+        adapt_only: str | list[str] | None = None,
+        transductive: bool = True,
+        checkpoint_inner_steps: bool = False,
+        *,
+        loss: Loss | None = None,
+        inner_loss: Loss | None = None,
+        optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        inner_optimizer_lr: float | None = None,
+        gradient_clip_val: float | None = None,
+        task_parallel: TaskParallel = "auto",
+        outer_steps_per_batch: int = 1,
+        on_nonfinite: OnNonfinite = "raise",
+        max_skipped_steps: int = 20,
+        compile: bool = False,
+    ) -> None:
+        body, head = getattr(network, "body", None), getattr(network, "head", None)
+        if not isinstance(body, nn.Module) or not isinstance(head, nn.Linear) or head.bias is None:
+            raise ConfigurationError(
                 f"ProtoMAMLModule needs a network with a submodule `body` and a linear layer `head` with a bias after "
                 f"it, as Conv4 has; {type(network).__name__} has not."
             )
-        super().__init__(network, **kwargs)
-        if not {"head.weight", "head.bias"} <= set(self.adapted_names):
-            raise ValueError(f"The head has to be adapted, but adapt_only={self.adapt_only!r} leaves it out.")
-        self.n_way = parts[1].out_features
+        algorithm = GradientBased(
+            default_sgd(inner_lr, inner_optimizer),
+            Unrolled(first_order),
+            start=PrototypeStart(),
+            inner_steps=inner_steps,
+            val_inner_steps=val_inner_steps,
+            adapt_only=adapt_only,
+            statistics="query batch (transductive)" if transductive else "support set",
+            recompute=checkpoint_inner_steps,
+        )
+        if not {"head.weight", "head.bias"} <= set(algorithm.select(network)):
+            raise ConfigurationError(f"The head has to be adapted, but adapt_only={adapt_only!r} leaves it out.")
+        super().__init__(
+            network, algorithm, loss=loss, inner_loss=inner_loss, optimizer=optimizer, lr_scheduler=lr_scheduler,
+            inner_optimizer_lr=inner_optimizer_lr, gradient_clip_val=gradient_clip_val, task_parallel=task_parallel,
+            outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite,
+            max_skipped_steps=max_skipped_steps, compile=compile,
+        )  # fmt: skip
 
-    def initial_params(self, learner: Learner, tasks: Task, *, trainable: bool) -> Params:
-        """The network's parameters, with the head that the prototypes give."""
-        params = super().initial_params(learner, tasks, trainable=trainable)
-        with torch.set_grad_enabled(trainable):
-            support = self.support_data(tasks, params, 0)
-            check_support_classes(support.targets, self.n_way)
-            body = learner.part("body")
-            at_start = self.params_at(params, 0)
-            own = {short: at_start[name] for short, name in strip(at_start, "body").items()}
-            features = body.predict(own, body.initial_buffers(number_of_tasks(tasks)), support.inputs)
 
-            def head(features: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                return prototypical_head(prototypes(features, targets, self.n_way))
-
-            weight, bias = learner.over_tasks(head)(features, support.targets)
-            weight, bias = weight.to(params["head.weight"]), bias.to(params["head.bias"])
-        if not trainable:
-            weight, bias = weight.requires_grad_(), bias.requires_grad_()
-        return params | {"head.weight": weight, "head.bias": bias}
+complete_arguments(ProtoMAMLModule, MAMLModule, MetaModule)

@@ -1,10 +1,14 @@
 """Figures."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from matplotlib.image import imread
 
-from lightning_meta import Conv4, MAMLModule
+from lightning_meta import Conv4, Examples, MAMLModule, Task
 from lightning_meta.callbacks import TaskFigures, plot_adaptation, plot_episode
+from lightning_meta.errors import ConfigurationError
 from lightning_meta.task import map_tensors
 from tests.conftest import image_tasks
 from tests.modules.test_maml import images, sinusoid_module, sinusoids, trainer
@@ -23,6 +27,62 @@ def test_the_episode_frames_wrong_predictions(tmp_path):
         plot_episode(task, tmp_path / f"{name}.png", predictions)
     assert red_pixels(tmp_path / "right.png") == red_pixels(tmp_path / "none.png") == 0
     assert red_pixels(tmp_path / "wrong.png") > 300
+
+
+def padded(examples, to):
+    """The same examples with padding that would be seen: black images, labels out of range."""
+    more = to - len(examples.targets)
+    mask = torch.arange(to) < len(examples.targets)
+    inputs = torch.cat([examples.inputs, torch.ones(more, *examples.inputs.shape[1:], dtype=examples.inputs.dtype)])
+    return Examples(inputs, torch.cat([examples.targets, torch.full((more,), 7)]), mask)
+
+
+def test_padding_is_not_drawn(tmp_path):
+    task = map_tensors(lambda t: t[0], image_tasks(n_way=3, k_shot=1, n_query=4))
+    wrong = torch.nn.functional.one_hot(task.query.targets, 3).float().roll(1, 0)
+    larger = Task(padded(task.support, 5), padded(task.query, 15))
+    plot_episode(task, tmp_path / "task.png", wrong)
+    plot_episode(larger, tmp_path / "padded.png", torch.cat([wrong, torch.randn(3, 3)]))
+    plot_episode(larger, tmp_path / "unpadded predictions.png", wrong)
+    expected = imread(tmp_path / "task.png")
+    assert (imread(tmp_path / "padded.png") == expected).all()
+    assert (imread(tmp_path / "unpadded predictions.png") == expected).all()
+    with pytest.raises(ConfigurationError, match="There are 4 predictions for 12 query examples"):
+        plot_episode(larger, tmp_path / "x.png", wrong[:4])
+
+
+def test_classes_may_have_different_numbers_of_examples(tmp_path):
+    """The grid is as wide as the class with the most."""
+
+    def examples(*counts):
+        targets = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.long))
+        return Examples(torch.rand(len(targets), 1, 8, 8), targets)
+
+    plot_episode(Task(examples(1, 3, 2), examples(2, 0, 4)), tmp_path / "unequal.png")
+    plot_episode(Task(examples(3, 3, 3), examples(4, 4, 4)), tmp_path / "equal.png")
+    unequal, equal = imread(tmp_path / "unequal.png"), imread(tmp_path / "equal.png")
+    assert unequal.shape == equal.shape
+    assert (unequal < 1).sum() < 0.75 * (equal < 1).sum()
+    plot_episode(Task(examples(1, 0), examples(25, 0)), tmp_path / "many.png")
+    with pytest.raises(ConfigurationError, match="no examples to draw"):
+        plot_episode(Task(examples(), examples()), tmp_path / "x.png")
+
+
+def test_the_callback_draws_the_first_task_without_its_padding(tmp_path):
+    batch = image_tasks(n_way=2, k_shot=2, n_query=2, dtype=torch.float32)
+    there = torch.tensor([[True, True, True, False], [True] * 4, [True] * 4, [True] * 4])
+    batch = Task(*(part._replace(mask=there) for part in batch))
+
+    class Module:
+        def adaptation_curve(self, tasks, steps):
+            return {"query_accuracy": torch.rand(4, 3)}
+
+        def predict_step(self, tasks, index):
+            return [torch.eye(2)[part[mask]] for part, mask in zip(tasks.query.targets, there, strict=True)]
+
+    TaskFigures(str(tmp_path)).on_test_batch_end(SimpleNamespace(is_global_zero=True), Module(), None, batch, 0)
+    assert imread(tmp_path / "episode.png").shape[0] > 100
+    assert red_pixels(tmp_path / "episode.png") == 0
 
 
 def test_the_adaptation_curve_is_drawn(tmp_path):

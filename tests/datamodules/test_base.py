@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.plugins import Precision
+from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import Subset
 
 from lightning_meta import EpisodicDataModule, Examples, GlyphsDataModule, SinusoidDataModule, Task
 from lightning_meta.datamodules import ClassTasks
-from lightning_meta.datamodules.loader import DataError
 from lightning_meta.datasets import ClassDataset
+from lightning_meta.errors import DataError
 from tests.datamodules.test_class_tasks import Plain, numbered
 
 SMALL = {"n_way": 3, "k_shot": 1, "n_query": 2, "meta_batch_size": 4, "steps_per_epoch": 5}
@@ -32,7 +33,7 @@ def as_rank(rank, world, step=0, **kwargs):
     data = module(**kwargs)
     progress = SimpleNamespace(total=SimpleNamespace(processed=step))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
-    state = SimpleNamespace(status="running")
+    state = SimpleNamespace(status="running", stage=RunningStage.TRAINING)
     data.trainer = SimpleNamespace(
         global_rank=rank, world_size=world, fit_loop=loop, state=state, precision_plugin=Precision(),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),

@@ -69,6 +69,25 @@ def test_a_task_is_a_function_of_seed_split_and_number():
     assert not torch.equal(draw([6], seed=1)[0], together[1])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("train", 3, 2, 2, 0), [[0, 4, 3, 1], [13, 15, 14, 12], [47, 42, 44, 46]]),
+        (
+            ("val", 5, 1, 4, 7),
+            [[40, 38, 39, 41, 36], [14, 15, 13, 16, 12], [18, 21, 23, 22, 19], [11, 9, 8, 7, 10], [43, 44, 42, 46, 47]],
+        ),
+        (("test", 2, 3, 3, 2**63), [[45, 43, 46, 47, 44, 42], [12, 14, 13, 16, 17, 15]]),
+    ],
+)
+def test_fixed_tasks_are_those_that_results_were_published_for(arguments, expected):
+    tasks = ClassTasks(numbered(), *arguments)
+    assert tasks.indices([0, 2**40])[1].tolist() == expected
+    assert tasks.tasks([2**40]).support.inputs.flatten().tolist() == [
+        100.0 * (i // 6) + i % 6 for row in expected for i in row[: arguments[2]]
+    ]
+
+
 def test_ways_of_holding_data_give_the_same_tasks():
     data = numbered()
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()

@@ -75,7 +75,7 @@ def test_tied_weights_and_changes_between_steps(monkeypatch):
 
     check()
     for module in (compiled, plain):
-        module.inner_steps = 3
+        module.algorithm.inner_steps = 3
     check()
     compiled, plain = (MAMLModule(net, 0.1, 2, adapt_only="head", compile=compile) for compile in (True, False))
     check()

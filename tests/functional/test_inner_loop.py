@@ -5,9 +5,11 @@ import torch
 
 from lightning_meta.functional import adapt
 
+CALLS = {"calls": torch.zeros(2)}
 
-def quadratic(params, step):
-    return params["w"].square().sum(1) / 2
+
+def quadratic(params, buffers, step):
+    return params["w"].square().sum(1) / 2, {"calls": buffers["calls"] + 1}
 
 
 def descend(grads, state, params, *, loss, step):
@@ -18,10 +20,19 @@ def descend(grads, state, params, *, loss, step):
 def test_each_step_halves_and_the_order_says_what_is_differentiated(order, jacobian):
     w = torch.tensor([[4.0], [8.0]], requires_grad=True)
     seen = []
-    adapted, _, losses = adapt(
-        quadratic, {"w": w}, (), descend, 3, order=order, on_step=lambda i, p, _: seen.append((i, p["w"].tolist()))
+    adapted, buffers, _, losses = adapt(
+        quadratic,
+        {"w": w},
+        CALLS,
+        (),
+        descend,
+        3,
+        order=order,
+        on_step=lambda i, p, b, _: seen.append((i, p["w"].tolist())),
     )
     assert adapted["w"].tolist() == [[0.5], [1.0]]
+    assert buffers["calls"].tolist() == [3, 3]
+    assert CALLS["calls"].tolist() == [0, 0]
     assert [loss.tolist() for loss in losses] == [[8.0, 32.0], [2.0, 8.0], [0.5, 2.0]]
     assert [i for i, _ in seen] == [0, 1, 2, 3]
     assert seen[1][1] == [[2.0], [4.0]]
@@ -31,11 +42,11 @@ def test_each_step_halves_and_the_order_says_what_is_differentiated(order, jacob
 
 def test_order_zero_keeps_no_graph():
     w = torch.tensor([[4.0]], requires_grad=True)
-    adapted, _, _ = adapt(quadratic, {"w": w}, (), descend, 2, order=0)
+    adapted, *_ = adapt(quadratic, {"w": w}, CALLS, (), descend, 2, order=0)
     assert adapted["w"].is_leaf
     assert adapted["w"].item() == 1.0
 
 
 def test_no_steps_return_the_initial_parameters():
     params = {"w": torch.ones(1, 1)}
-    assert adapt(quadratic, params, (), descend, 0) == (params, (), [])
+    assert adapt(quadratic, params, CALLS, (), descend, 0) == (params, CALLS, (), [])

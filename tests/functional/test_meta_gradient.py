@@ -30,7 +30,7 @@ def unrolled(net, tasks, steps, first_order):
     names = [name for name, _ in net.named_parameters()]
     total, losses = [torch.zeros_like(p) for p in parameters], []
     for i in range(len(tasks.support.targets)):
-        (sx, sy), (qx, qy) = (Examples(*(t[i] for t in part)) for part in tasks)
+        (sx, sy), (qx, qy) = (tuple(t[i] for t in part[:2]) for part in tasks)
         params = parameters
         buffers = {name: b.clone() for name, b in net.named_buffers()}
 
@@ -147,7 +147,7 @@ def test_meta_batch_gradient_is_the_mean_of_single_tasks():
     found = [g.clone() for g in found]
     single = []
     for i in range(3):
-        one = Task(*(Examples(*(t[i : i + 1] for t in part)) for part in tasks))
+        one = Task(*(Examples(*(t[i : i + 1] for t in part[:2])) for part in tasks))
         single.append([g.clone() for g in meta_gradient(MAMLModule(net, LR), one)[1]])
     expected = [torch.stack(g).mean(0) for g in zip(*single, strict=True)]
     assert relative_error(found, expected) < 1e-12

@@ -44,7 +44,7 @@ def test_a_pretrained_frozen_layer_keeps_its_running_statistics():
     module = MAMLModule(net, inner_steps=0)
     x = tasks.query.inputs[0]
     expected = F.cross_entropy(net[2](((x - 0.5) / (4.0 + frozen.eps) ** 0.5).flatten(1)), tasks.query.targets[0])
-    outcome = next(iter(module.task_map(module.learn, tasks)))
+    outcome = next(iter(module.task_map(module.algorithm.learn, module.problem(tasks))))
     assert outcome.losses[0].item() == pytest.approx(expected.item(), rel=1e-9)
     assert frozen.running_mean.item() == 0.5
 
@@ -56,7 +56,7 @@ def test_evaluation_ways_differ_only_in_the_statistics():
     ways = {t: MAMLModule(network("batch_tracked"), 0.3, 2, transductive=t) for t in (True, False)}
 
     def predictions(tasks):
-        return {t: torch.cat(list(m.task_map(m.predict, tasks))) for t, m in ways.items()}
+        return {t: torch.cat(list(m.task_map(m.algorithm.predict, m.problem(tasks)))) for t, m in ways.items()}
 
     equal = predictions(same)
     torch.testing.assert_close(equal[False], equal[True], rtol=1e-9, atol=1e-10)
@@ -69,7 +69,7 @@ def test_non_transductive_evaluation_predicts_what_adapt_to_predicts():
     for kind in ("batch", "batch_tracked", "instance", "layer"):
         for way in ("vmap", "loop"):
             module = MAMLModule(network(kind), 0.3, 3, transductive=False, task_parallel=way)
-            found = torch.cat(list(module.task_map(module.predict, tasks)))
+            found = torch.cat(list(module.task_map(module.algorithm.predict, module.problem(tasks))))
             for i in range(4):
                 adapted = module.adapt_to(tasks.support.inputs[i], tasks.support.targets[i])
                 one_by_one = torch.cat([adapted(x[None]) for x in tasks.query.inputs[i]])

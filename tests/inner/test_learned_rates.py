@@ -72,7 +72,7 @@ def test_errors_name_the_remedy():
     with pytest.raises(RuntimeError, match=r"no rate for the parameter 'w'.*build"):
         MetaSGD().update({}, (), {"w": torch.zeros(1)}, loss=torch.tensor(0.0), step=0)
     module = MAMLModule(net(), inner_optimizer=SGD(0.1))
-    module.inner_optimizer = MetaSGD(0.1)
+    module.algorithm.inner_optimizer = MetaSGD(0.1)
     with pytest.raises(RuntimeError, match="build"):
         module.meta_loss(vector_tasks())
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_meta import MLP, SGD, Conv4, MAMLModule, Task
+from lightning_meta.modules.lifecycle import Lifecycle
 from tests.conftest import image_tasks, vector_tasks
 from tests.modules.test_maml import images, sinusoid_module, sinusoids, trainer
 
@@ -165,7 +166,7 @@ def test_layers_that_the_trainer_converted_are_refused():
     module = MAMLModule(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
     module.network = nn.SyncBatchNorm.convert_sync_batchnorm(module.network)
     with pytest.raises(ValueError, match="Layer '1' is a SyncBatchNorm"):
-        module.on_fit_start()
+        Lifecycle.on_fit_start(None, None, module)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ def test_a_network_that_returns_a_tuple():
         def forward(self, x):
             return super().forward(x), x
 
-    with pytest.raises(TypeError, match="Two returned a tuple"):
+    with pytest.raises(TypeError, match="The network returned a tuple"):
         MAMLModule(Two(6, 3).double()).meta_loss(vector_tasks())
 
 

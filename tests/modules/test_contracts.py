@@ -8,19 +8,21 @@ import torch
 import torch.nn.functional as F
 
 from lightning_meta import (
-    EpisodicDataModule,
+    CAVIAModule,
     IMAMLModule,
     MAMLModule,
     MetaLSTMModule,
     ProtoMAMLModule,
     ProtoNetModule,
+    R2D2Module,
     ReptileModule,
     Task,
+    TaskDataModule,
 )
-from lightning_meta.inner import LSLR, SGD, Adam, LSTMOptimizer, MetaSGD
+from lightning_meta.inner import LSLR, SGD, Adam, LSTMOptimizer, MetaCurvature, MetaSGD
 from lightning_meta.task import map_tensors
 from tests.conftest import image_tasks, relative_error
-from tests.networks import network
+from tests.networks import WithContext, network
 
 
 def lstm(net, **kwargs):
@@ -51,6 +53,9 @@ ALGORITHMS = {
     "meta_lstm": lstm,
     "imaml": lambda net, **k: IMAMLModule(net, SGD(0.1), inner_steps=5, **k),
     "imaml_head": lambda net, **k: IMAMLModule(net, SGD(0.1), inner_steps=5, adapt_only="head", **k),
+    "cavia": lambda net, **k: CAVIAModule(WithContext(net), inner_lr=0.5, inner_steps=2, **k),
+    "meta_curvature": lambda net, **k: MAMLModule(net, inner_optimizer=MetaCurvature(0.1), inner_steps=2, **k),
+    "r2d2": lambda net, **k: R2D2Module(net, **k).double(),
     "protonet": lambda net, **k: ProtoNetModule(net, **k),
     "protomaml": lambda net, **k: ProtoMAMLModule(net, inner_lr=0.05, inner_steps=2, **k),
 }  # fmt: skip
@@ -58,9 +63,9 @@ ALGORITHMS = {
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
 
-def made(name, norm="batch", **kwargs):
+def made(name, norm="batch", n_way=3, **kwargs):
     torch.manual_seed(0)
-    return ALGORITHMS[name](network(norm), **kwargs)
+    return ALGORITHMS[name](network(norm, n_way), **kwargs)
 
 
 def meta_gradient(module, tasks):
@@ -81,9 +86,9 @@ class Fixed:
         return map_tensors(lambda t: t[places], self.batch)
 
 
-class FixedDataModule(EpisodicDataModule):
+class FixedDataModule(TaskDataModule):
     def __init__(self, batch, **kwargs):
-        super().__init__(n_way=3, meta_batch_size=4, val_tasks=4, test_tasks=6, eval_batch_size=4, **kwargs)
+        super().__init__(meta_batch_size=4, val_tasks=4, test_tasks=6, eval_batch_size=4, **kwargs)
         self.batch = batch
 
     def configure_tasks(self, split):
@@ -155,7 +160,7 @@ def test_evaluation_leaves_the_state_alone(name, transductive, tmp_path):
     if name == "reptile_adam":
         run = trainer(tmp_path, precision="64-true", max_epochs=1, limit_val_batches=0)
         run.fit(module, data)
-        carried = copy.deepcopy(module.carried_state)
+        carried = copy.deepcopy(module.algorithm.state)
     before = copy.deepcopy(module.state_dict())
     run = trainer(tmp_path, precision="64-true")
     run.validate(module, data, verbose=False)
@@ -166,7 +171,7 @@ def test_evaluation_leaves_the_state_alone(name, transductive, tmp_path):
     assert any("running_mean" in key for key in before)
     assert all(torch.equal(before[key], after[key]) for key in before)
     if name == "reptile_adam":
-        map_tensors(lambda a, b: torch.testing.assert_close(a, b) or a, module.carried_state, carried)
+        map_tensors(lambda a, b: torch.testing.assert_close(a, b) or a, module.algorithm.state, carried)
 
 
 @every_algorithm
@@ -175,10 +180,10 @@ def test_adapt_to_predicts_like_the_evaluation(name):
     module = made(name).eval()
     (support, query) = map_tensors(lambda t: t[1], tasks)
     adapted = module.adapt_to(support.inputs, support.targets, transductive=True)
-    (evaluated,) = list(module.task_map(module.predict, map_tensors(lambda t: t[1:2], tasks)))
+    (evaluated,) = list(module.task_map(module.algorithm.predict, module.problem(map_tensors(lambda t: t[1:2], tasks))))
     found = adapted(query.inputs)
     assert not any(p.requires_grad for p in adapted.parameters())
-    if name != "protonet":  # which normalizes support and query examples together
+    if name not in ("protonet", "r2d2"):  # which normalizes support and query examples together
         torch.testing.assert_close(found, evaluated[0])
     frozen = module.adapt_to(support.inputs, support.targets)
     one_by_one = torch.cat([frozen(query.inputs[i : i + 1]) for i in range(len(query.targets))])
@@ -189,6 +194,6 @@ def test_prototypes_that_are_frozen_predict_like_the_evaluation():
     tasks = image_tasks()
     module = made("protonet", transductive=False).eval()
     (support, query) = map_tensors(lambda t: t[1], tasks)
-    (evaluated,) = list(module.task_map(module.predict, map_tensors(lambda t: t[1:2], tasks)))
+    (evaluated,) = list(module.task_map(module.algorithm.predict, module.problem(map_tensors(lambda t: t[1:2], tasks))))
     found = module.adapt_to(support.inputs, support.targets)(query.inputs)
     torch.testing.assert_close(F.softmax(found, 1), F.softmax(evaluated[0], 1))

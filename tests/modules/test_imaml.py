@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import Conv4, Examples, IMAMLModule, ReptileModule, Task
+from lightning_meta import Conv4, Examples, IMAMLModule, MetaModule, ReptileModule, Task
+from lightning_meta.algorithms import GradientBased, Implicit, Unrolled
 from lightning_meta.functional.conjugate_gradient import conjugate_gradient
 from lightning_meta.inner import SGD, LSTMOptimizer
 from tests.conftest import image_tasks, relative_error, vector_tasks
@@ -55,21 +56,11 @@ def test_the_gradient_is_that_of_a_long_unrolled_inner_loop():
     net = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     tasks = vector_tasks(tasks=2)
 
-    class Unrolled(IMAMLModule):
-        def learn(self, learner, tasks):
-            return self.judged(learner, tasks, self.adapt(learner, tasks, self.inner_steps, order=2))
-
-        def inner_objective(self, losses, params, initial):
-            penalty = sum(((params[n] - initial[n]) ** 2).flatten(1).sum(1) for n in params)
-            return losses + self.regularization / 2 * penalty
-
     for adapt_only in (None, "2"):
         gradients = []
-        for kind in (IMAMLModule, Unrolled):
-            module = kind(
-                net, SGD(0.3), inner_steps=120, regularization=2.0, cg_steps=30, adapt_only=adapt_only,
-                task_parallel="vmap",
-            )  # fmt: skip
+        for meta_gradient in (Implicit(cg_steps=30), Unrolled()):
+            algorithm = GradientBased(SGD(0.3), meta_gradient, inner_steps=120, proximal=2.0, adapt_only=adapt_only)
+            module = MetaModule(net, algorithm, task_parallel="vmap")
             net.zero_grad()
             module.meta_loss(tasks).backward()
             gradients.append([p.grad.clone() for p in net.parameters()])

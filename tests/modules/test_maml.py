@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
-from lightning_meta import MLP, SGD, Conv4, EpisodicDataModule, Examples, MAMLModule, SinusoidDataModule, Task
+from lightning_meta import MLP, SGD, Conv4, EpisodicDataModule, MAMLModule, SinusoidDataModule, Task
 from lightning_meta.datasets import glyphs
 from tests.conftest import image_tasks, vector_tasks
 from tests.networks import network
@@ -104,7 +104,7 @@ def test_evaluation_adapts_and_leaves_the_module_alone(net, transductive):
     accuracies = []
     for batch in data.test_dataloader():
         for i in range(len(batch.support.targets)):
-            (sx, sy), (qx, qy) = (Examples(*(t[i] for t in part)) for part in batch)
+            (sx, sy), (qx, qy) = (tuple(t[i] for t in part[:2]) for part in batch)
             adapted = module.adapt_to(sx, sy, transductive=transductive)
             accuracies.append((adapted(qx).argmax(1) == qy).double().mean())
     assert len(accuracies) == 9
@@ -254,10 +254,10 @@ def test_a_checkpoint_round_trips_and_is_plain(tmp_path):
     assert plain.items() <= checkpoint["hyper_parameters"].items()
     assert not {"network", "loss", "optimizer"} & checkpoint["hyper_parameters"].keys()
     loaded = MAMLModule.load_from_checkpoint(path, network=MLP(), loss=F.mse_loss)
-    assert loaded.inner_steps == 2
+    assert loaded.algorithm.inner_steps == 2
     task = SinusoidDataModule(meta_batch_size=1)
     task.setup()
-    (x, y), _ = (Examples(*(t[0] for t in part)) for part in next(iter(task.train_dataloader())))
+    (x, y), _ = (tuple(t[0] for t in part[:2]) for part in next(iter(task.train_dataloader())))
     assert torch.equal(loaded.adapt_to(x, y)(x), module.adapt_to(x, y)(x))
 
 
@@ -306,7 +306,7 @@ def test_a_network_that_is_replaced_is_the_one_that_learns():
     module.network = network("batch")
     with pytest.raises(ValueError, match="adapt_only='3' matches none"):
         module.meta_loss(tasks)
-    module.adapt_only = "head"
+    module.algorithm.adapt_only = "head"
     module.meta_loss(tasks).backward()
     assert all(p.grad.abs().sum() > 0 for p in module.network.head.parameters())
 
@@ -338,7 +338,7 @@ def test_training_without_logs(options):
 
 def test_what_an_interrupted_validation_left_is_forgotten():
     module = sinusoid_module()
-    module.statistics["val"].update({"query_loss": torch.full((5,), 1e9)})
+    module.evaluation.of("val").update({"query_loss": torch.full((5,), 1e9)})
     assert trainer().validate(module, sinusoids(), verbose=False)[0]["val/query_loss"] < 1e6
 
 

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from lightning_meta import MAMLModule
 from lightning_meta.functional.multi_step import multi_step_weights
 from lightning_meta.inner import LSLR
-from tests.conftest import image_tasks, relative_error, vector_tasks
+from tests.conftest import image_tasks, pairs, relative_error, vector_tasks
 from tests.modules.test_contracts import FixedDataModule, trainer
 from tests.networks import network
 
@@ -22,7 +22,7 @@ def net():
 
 
 def set_step(module, step, monkeypatch):
-    monkeypatch.setattr(type(module), "outer_step", property(lambda self: step))
+    monkeypatch.setattr(module.outer, "step", step)
 
 
 @pytest.mark.parametrize("step", [0, 5, 10])
@@ -36,7 +36,7 @@ def test_the_multi_step_loss_is_the_weighted_one_by_hand(step, monkeypatch):
     learned.zero_grad()
     weights = {0: [1 / 3] * 3, 5: [1 / 6, 1 / 6, 2 / 3], 10: [0, 0, 1]}[step]
     total, last = 0.0, 0.0
-    for (sx, sy), (qx, qy) in zip(zip(*tasks.support, strict=True), zip(*tasks.query, strict=True), strict=True):
+    for (sx, sy), (qx, qy) in pairs(tasks):
         params = dict(learned.named_parameters())
         for weight in weights:
             support = F.cross_entropy(functional_call(learned, params, sx), sy)
@@ -78,18 +78,18 @@ def test_norms_of_each_step_are_those_of_a_loop_by_hand():
     learned, tasks = network("batch"), image_tasks()
     module = MAMLModule(learned, RATE, inner_steps=2, per_step_norm=True)
     with torch.no_grad():
-        for table in module.norms_of_steps.values():
+        for table in module.algorithm.step_params.values():
             table.add_(0.2 * torch.randn_like(table))
     loss = module.meta_loss(tasks)
     loss.backward()
-    tables = {key.replace("/", "."): table for key, table in module.norms_of_steps.items()}
+    tables = {key.replace("/", "."): table for key, table in module.algorithm.step_params.items()}
     found = [p.grad.clone() for p in module.parameters()]
     module.zero_grad()
     # in one order in every process: devices exchange gradients, and optimizers save their state, by position
     assert list(tables) == [f"body.{i}.{part}" for i in (1, 4) for part in ("weight", "bias")]
     losses = []
     learned.train()
-    for (sx, sy), (qx, qy) in zip(zip(*tasks.support, strict=True), zip(*tasks.query, strict=True), strict=True):
+    for (sx, sy), (qx, qy) in pairs(tasks):
         params = {name: p for name, p in learned.named_parameters() if name not in tables}
         for step in range(2):
             of_step = {name: table[step] for name, table in tables.items()}

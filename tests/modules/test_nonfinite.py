@@ -58,7 +58,7 @@ def test_skipped_steps_change_nothing_and_are_counted_and_logged(tmp_path):
     maml, clean = module(on_nonfinite="skip"), module()
     logger = CSVLogger(tmp_path, "logs", "fit")
     trainer(tmp_path, logger=logger, log_every_n_steps=1).fit(maml, SpoiledDataModule())
-    assert maml.skipped_steps == 2
+    assert maml.outer.skipped == 2
     logged = (tmp_path / "logs" / "fit" / "metrics.csv").read_text().splitlines()
     column = logged[0].split(",").index("train/skipped_steps")
     assert [float(line.split(",")[column]) for line in logged[1:7]] == [0, 0, 1, 1, 2, 2]
@@ -81,7 +81,7 @@ def test_the_number_of_skipped_steps_is_kept_over_a_resume(tmp_path):
     first.fit(module(on_nonfinite="skip"), SpoiledDataModule())
     second = module(on_nonfinite="skip")
     trainer(tmp_path).fit(second, SpoiledDataModule(), ckpt_path=tmp_path / "last.ckpt")
-    assert second.skipped_steps == 2
+    assert second.outer.skipped == 2
 
 
 def test_too_many_skipped_steps_in_a_row_are_an_error(tmp_path):
@@ -90,7 +90,7 @@ def test_too_many_skipped_steps_in_a_row_are_an_error(tmp_path):
     maml = module(on_nonfinite="skip", max_skipped_steps=3)
     with pytest.raises(FloatingPointError, match=r"4 outer steps in a row were skipped, more than max_skipped_steps=3"):
         trainer(tmp_path).fit(maml, data)
-    assert maml.skipped_steps == 4
+    assert maml.outer.skipped == 4
 
 
 def test_a_gradient_that_is_not_finite_though_the_loss_is(tmp_path):
@@ -102,7 +102,7 @@ def test_a_gradient_that_is_not_finite_though_the_loss_is(tmp_path):
     skipping = module(loss=root, inner_steps=0, on_nonfinite="skip", max_skipped_steps=50)
     data = SinusoidDataModule(meta_batch_size=2, steps_per_epoch=3, val_tasks=2)
     trainer(tmp_path).fit(skipping, data)
-    assert skipping.skipped_steps == 3
+    assert skipping.outer.skipped == 3
     assert all(torch.isfinite(p).all() for p in skipping.parameters())
 
 
@@ -121,7 +121,7 @@ def test_arguments(arguments, message):
 def skip_on_ranks(world, path):
     maml = module(on_nonfinite="skip")
     distributed.trainer(world, max_epochs=1, precision="64-true").fit(maml, SpoiledDataModule())
-    state = {"skipped": maml.skipped_steps, **maml.state_dict()}
+    state = {"skipped": maml.outer.skipped, **maml.state_dict()}
     if distributed.is_first():
         torch.save(state, path)
 

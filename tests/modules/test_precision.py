@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_meta import MLP, Conv4, GlyphsDataModule, MAMLModule, ReptileModule, SinusoidDataModule
-from lightning_meta.functional.scaling import scaled_gradients
+from lightning_meta.functional.gradients import scaled_gradients
 from lightning_meta.inner import SGD
 from tests.conftest import image_tasks, relative_error
 from tests.modules.test_contracts import ALGORITHMS, FixedDataModule, made, trainer
@@ -64,7 +64,7 @@ def test_steps_whose_gradients_are_too_large_for_float16_are_left_out_counted_an
 
     run = trainer(tmp_path, max_epochs=1, plugins=[float16(2.0**24)], callbacks=[Watch()])
     run.fit(module, SinusoidDataModule(meta_batch_size=4, steps_per_epoch=20, val_tasks=2))
-    skipped = module.skipped_steps
+    skipped = module.outer.skipped
     assert 0 < skipped < 20
     Watch().on_train_batch_start()
     assert sum(torch.equal(before, after) for before, after in pairwise(seen)) == skipped

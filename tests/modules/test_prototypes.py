@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_meta import MLP, Conv4, Examples, GlyphsDataModule, ProtoMAMLModule, ProtoNetModule
 from lightning_meta.functional.prototypes import prototypes, prototypical_head
-from tests.conftest import relative_error, vector_tasks
+from tests.conftest import pairs, relative_error, vector_tasks
 from tests.modules.test_contracts import trainer
 
 
@@ -35,7 +35,7 @@ def test_the_loss_is_that_of_distances_to_class_means():
     found = [p.grad.clone() for p in embedding.parameters()]
     embedding.zero_grad()
     losses = []
-    for (sx, sy), (qx, qy) in zip(zip(*tasks.support, strict=True), zip(*tasks.query, strict=True), strict=True):
+    for (sx, sy), (qx, qy) in pairs(tasks):
         centres = torch.stack([embedding(sx[sy == c]).mean(0) for c in range(3)])
         losses.append(F.cross_entropy(-(torch.cdist(embedding(qx), centres) ** 2), qy))
     expected = torch.stack(losses).mean()
@@ -66,7 +66,7 @@ def test_a_class_without_an_example_is_named():
         )
     with pytest.raises(ValueError, match="class numbers"):
         ProtoNetModule(nn.Linear(6, 4)).adapt_to(torch.zeros(2, 6), torch.zeros(2))
-    with pytest.raises(ValueError, match="adapt_only has no meaning"):
+    with pytest.raises(TypeError, match="adapt_only"):
         ProtoNetModule(nn.Linear(6, 4), adapt_only="0")
 
 
@@ -93,7 +93,7 @@ def test_proto_maml_is_the_unrolled_loop_from_the_prototypes(first_order):
     found = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
     losses = []
-    for (sx, sy), (qx, qy) in zip(zip(*tasks.support, strict=True), zip(*tasks.query, strict=True), strict=True):
+    for (sx, sy), (qx, qy) in pairs(tasks):
         w, b = net.body[1].weight, net.body[1].bias
         points = prototypes(F.relu(F.linear(sx, w, b)), sy, 3)
         params = [p.view_as(p) for p in (w, b, 2 * points, -points.square().sum(1))]
@@ -119,12 +119,20 @@ def test_proto_maml_needs_a_body_and_a_head():
         ProtoMAMLModule(MLP(6, 3), adapt_only="body")
 
 
-def test_proto_maml_names_a_missing_class():
-    module, tasks = ProtoMAMLModule(MLP(6, 4)), vector_tasks(dtype=torch.float32)
-    with pytest.raises(ValueError, match="no support example of class 3, of 4 classes"):
-        module.meta_loss(tasks)
-    with pytest.raises(ValueError, match="has class 2, but the network's head has 2 outputs"):
-        ProtoMAMLModule(MLP(6, 2)).adapt_to(tasks.support.inputs[0], tasks.support.targets[0])
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_proto_maml_takes_its_head_from_the_tasks_and_names_a_missing_class(outputs):
+    torch.manual_seed(0)
+    net, tasks = MLP(6, outputs, hidden=[8]).double(), vector_tasks()
+    same = MLP(6, 3, hidden=[8]).double()
+    same.body.load_state_dict(net.body.state_dict())
+    expected = ProtoMAMLModule(same, inner_lr=0.1).meta_loss(tasks)
+    module = ProtoMAMLModule(net, inner_lr=0.1)
+    assert module.meta_loss(tasks).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert module.adapt_to(tasks.support.inputs[0], tasks.support.targets[0])(tasks.query.inputs[0]).shape == (9, 3)
+    targets = tasks.support.targets.clone()
+    targets[2] = torch.tensor([0, 0, 2, 2, 2, 2])
+    with pytest.raises(ValueError, match="no support example of class 1, of 3 classes"):
+        module.meta_loss(tasks._replace(support=Examples(tasks.support.inputs, targets)))
 
 
 @pytest.mark.parametrize("kind", [ProtoNetModule, ProtoMAMLModule])
@@ -137,6 +145,7 @@ def test_prototypes_are_made_in_full_precision_under_autocast(kind, way):
     with torch.autocast("cpu", torch.bfloat16):
         rounded = module.meta_loss(tasks)
         if kind is ProtoMAMLModule:
-            run = partial(module.initial_params, trainable=True)
-            assert all(p["head.weight"].dtype == torch.float32 for p in module.task_map(run, tasks))
+            run = partial(module.algorithm.initial_params, trainable=True)
+            started = module.task_map(run, module.problem(tasks))
+            assert all(p["head.weight"].dtype == torch.float32 for p in started)
     assert rounded.item() == pytest.approx(exact.item(), rel=0.02)

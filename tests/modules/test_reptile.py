@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from lightning_meta import Examples, MAMLModule, ReptileModule, Task
+from lightning_meta.functional.mini_batches import mini_batch
 from lightning_meta.inner import SGD, Adam, MetaSGD
-from lightning_meta.modules.reptile import _mini_batch
 from tests.conftest import image_tasks, relative_error, vector_tasks
 from tests.modules.test_contracts import FixedDataModule, trainer
 from tests.networks import network
@@ -42,11 +42,11 @@ def test_the_meta_gradient_is_how_far_a_loop_of_torch_optim_leads(kind, way):
     module = ReptileModule(net, inner, inner_steps=7, task_parallel=way)
     loss = module.meta_loss(tasks)
     loss.backward()
-    ends = [adapted_by_hand(net, theirs, [(x, y)] * 7)[0] for x, y in zip(*tasks.support, strict=True)]
+    ends = [adapted_by_hand(net, theirs, [(x, y)] * 7)[0] for x, y in zip(*tasks.support[:2], strict=True)]
     for p, ends_of_p in zip(net.parameters(), zip(*ends, strict=True), strict=True):
         torch.testing.assert_close(p.grad, p.detach() - torch.stack(ends_of_p).mean(0), rtol=1e-12, atol=1e-12)
     losses = []
-    for end, (x, y) in zip(ends, zip(*tasks.support, strict=True), strict=True):
+    for end, (x, y) in zip(ends, zip(*tasks.support[:2], strict=True), strict=True):
         learned = copy.deepcopy(net)
         for p, value in zip(learned.parameters(), end, strict=True):
             p.data = value
@@ -61,7 +61,7 @@ def test_an_outer_step_is_the_interpolation(tmp_path):
     expected, state = copy.deepcopy(net), None
     for rate in (0.5, 0.5 * 2 / 3, 0.5 / 3):
         ends, states = zip(
-            *(adapted_by_hand(expected, theirs, [(x, y)] * 2, state) for x, y in zip(*batch.support, strict=True)),
+            *(adapted_by_hand(expected, theirs, [(x, y)] * 2, state) for x, y in zip(*batch.support[:2], strict=True)),
             strict=True,
         )
         with torch.no_grad():
@@ -81,13 +81,13 @@ def test_an_outer_step_is_the_interpolation(tmp_path):
     run = trainer(tmp_path, max_epochs=1, precision="64-true")
     run.fit(module, FixedDataModule(batch, steps_per_epoch=3))
     assert relative_error(list(module.network.parameters()), list(expected.parameters())) < 1e-11
-    assert module.carried_state["steps"].item() == 6
+    assert module.algorithm.state["steps"].item() == 6
 
     run.save_checkpoint(tmp_path / "a.ckpt")
     other = ReptileModule.load_from_checkpoint(
         tmp_path / "a.ckpt", network=network("mlp"), weights_only=True, map_location="cpu"
     )
-    kept = zip(other.carried_state["second"].values(), module.carried_state["second"].values(), strict=True)
+    kept = zip(other.algorithm.state["second"].values(), module.algorithm.state["second"].values(), strict=True)
     assert all(torch.equal(a, b) for a, b in kept)
     loss = [m.meta_loss(batch).item() for m in (module, other)]
     assert loss[0] == loss[1]
@@ -99,7 +99,7 @@ def test_mini_batches_are_drawn_without_replacement():
     numbered = tasks._replace(support=Examples(torch.arange(6.0).expand(4, 6), tasks.support.targets))
 
     def drawn(size, draw, steps):
-        parts = [_mini_batch(numbered.support, step, size=size, draw=draw).inputs for step in range(steps)]
+        parts = [mini_batch(numbered.support, step, size=size, draw=draw).inputs for step in range(steps)]
         return torch.cat(parts, 1)
 
     order = drawn(4, 0, 6)  # four passes of six
@@ -110,8 +110,9 @@ def test_mini_batches_are_drawn_without_replacement():
     assert order[0, :6].tolist() != order[0, 6:12].tolist()
     assert not torch.equal(order, drawn(4, 1, 6))
     assert torch.equal(order[:, :12], drawn(3, 0, 4))
-    assert torch.equal(module.inner_batch(numbered.support, 1).inputs, drawn(3, 0, 2)[:, 3:])
-    both = _mini_batch(tasks.support, 0, size=4, draw=0)
+    second = mini_batch(numbered.support, 1, size=module.algorithm.val_inner_batch_size, draw=0)
+    assert torch.equal(second.inputs, drawn(3, 0, 2)[:, 3:])
+    both = mini_batch(tasks.support, 0, size=4, draw=0)
     assert torch.equal(both.targets[0], tasks.support.targets[0][order[0, :4].long()])
 
 
@@ -121,7 +122,7 @@ def test_the_adaptation_with_mini_batches_is_that_of_a_loop():
     module.meta_loss(tasks).backward()
     ends = []
     for i in range(4):
-        batches = [_mini_batch(tasks.support, step, size=4, draw=0) for step in range(4)]
+        batches = [mini_batch(tasks.support, step, size=4, draw=0) for step in range(4)]
         batches = [(b.inputs[i], b.targets[i]) for b in batches]
         ends.append(adapted_by_hand(net, OPTIMIZERS["sgd"][1], batches)[0])
     expected = [
@@ -133,7 +134,7 @@ def test_the_adaptation_with_mini_batches_is_that_of_a_loop():
 def test_a_query_example_joins_the_support_set_by_itself():
     net, tasks = network("batch"), image_tasks()
     module = ReptileModule(net, SGD(0.1), inner_steps=2, transductive=False).eval()
-    (found,) = list(module.task_map(module.predict, tasks))
+    (found,) = list(module.task_map(module.algorithm.predict, module.problem(tasks)))
     end, _ = adapted_by_hand(net, OPTIMIZERS["sgd"][1], [(tasks.support.inputs[1], tasks.support.targets[1])] * 2)
     learned = copy.deepcopy(net).train()
     for p, value in zip(learned.parameters(), end, strict=True):
@@ -141,8 +142,8 @@ def test_a_query_example_joins_the_support_set_by_itself():
     with torch.no_grad():
         expected = [learned(torch.cat([tasks.support.inputs[1], x[None]]))[-1] for x in tasks.query.inputs[1]]
     torch.testing.assert_close(found[1], torch.stack(expected))
-    module.transductive = True
-    (transductive,) = list(module.task_map(module.predict, tasks))
+    module.algorithm.statistics = "query batch (transductive)"
+    (transductive,) = list(module.task_map(module.algorithm.predict, module.problem(tasks)))
     assert (transductive - found).abs().max() > 0.01
 
 
@@ -180,7 +181,7 @@ def test_the_carried_state_of_another_inner_optimizer_is_not_used(tmp_path):
     other = ReptileModule(net, SGD(0.1, momentum=0.9), carry_inner_state=True)
     with pytest.warns(UserWarning, match="inner state is that of another inner optimizer"):
         trainer(tmp_path, precision="64-true").test(other, data, ckpt_path=tmp_path / "adam.ckpt", verbose=False)
-    assert other.carried_state is None
+    assert other.algorithm.state is None
 
 
 def test_the_support_hook_is_where_training_data_comes_from():

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lightning_meta import MLP, MAMLModule, RunCheckpoint, SinusoidDataModule
+from lightning_meta.errors import CheckpointError
 from lightning_meta.inner import MetaSGD
-from lightning_meta.modules.checkpoints import CheckpointError
 
 
 def mse(predictions, targets):

@@ -17,10 +17,10 @@ import yaml
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from lightning_meta.errors import is_own, one_line
-from lightning_meta.main import main
+from lightning_meta.cli.main import main
+from lightning_meta.errors import LightningMetaError, one_line
+from tests.cli.test_main import QUIET
 from tests.reliability.bad_data import FLAWS, NETWORK_FLAWS
-from tests.test_main import QUIET
 
 SECONDS = 60  # no example may take longer
 
@@ -206,7 +206,7 @@ def how(error, said, changed):
         assert "--help" in last, last
         assert any(name in last for key in changed for name in key.split(".")), (last, changed)
         return f"parser: {last}"
-    assert is_own(error), "".join(traceback.format_exception(error))
+    assert isinstance(error, LightningMetaError), "".join(traceback.format_exception(error))
     assert len(one_line(error)) > len(type(error).__name__) + 20, one_line(error)
     if "cannot be made from the" not in str(error):  # where torch's own words follow
         assert not RAW.search(str(error)), one_line(error)

@@ -8,7 +8,8 @@ import time
 import pytest
 import torch
 
-from lightning_meta.modules.checkpoints import AtomicCheckpointIO, CheckpointError
+from lightning_meta.errors import CheckpointError
+from lightning_meta.modules.checkpoints import AtomicCheckpointIO
 from tests.processes import run, start
 from tests.reliability.test_kill import assert_same
 from tests.reliability.training import final_state, train

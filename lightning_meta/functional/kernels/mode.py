@@ -15,6 +15,7 @@ from lightning_meta.functional.kernels.linear import linear
 from lightning_meta.functional.kernels.normalization import BatchNormalization
 from lightning_meta.functional.kernels.pooling import MaxPooling, Window
 from lightning_meta.functional.kernels.vmap import AVAILABLE, over_all_tasks
+from lightning_meta.functional.normalization import masked_batch_norm
 
 # Below this size of the input, what a kernel saves for a single task is less than calling it costs.
 SMALLEST_OF_ONE_TASK = 2**17
@@ -84,10 +85,26 @@ def _batch_norm(
         return None
     y, mean, r = results
     if running_mean is not None and running_var is not None:
-        var = (r**-2 - eps) * (count / (count - 1))
-        running_mean.mul_(1 - momentum).add_(mean * momentum)
-        running_var.mul_(1 - momentum).add_(var * momentum)
+        _update_running(running_mean, running_var, mean, (r**-2 - eps) * (count / (count - 1)), momentum)
     return y
+
+
+def _masked_batch_norm(
+    mask: Tensor, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor | None:  # fmt: skip
+    if not training:
+        return None
+    y, mean, var = masked_batch_norm(input, mask, weight, bias, eps)
+    if running_mean is not None and running_var is not None:
+        count = mask.sum() * (input[:, 0].numel() // len(input))
+        _update_running(running_mean, running_var, mean, var * (count / (count - 1)), momentum)
+    return y
+
+
+def _update_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float) -> None:
+    running_mean.mul_(1 - momentum).add_(mean * momentum)
+    running_var.mul_(1 - momentum).add_(var * momentum)
 
 
 def _max_pool(
@@ -123,14 +140,19 @@ class task_kernels(TorchFunctionMode):
 
     Args:
         vectorized: Whether it is used within `torch.vmap`. Small layers of one task are left to torch.
+        mask: Which of a task's examples there are, `(examples,)`: batch statistics are those of these; all if `None`.
     """
 
-    def __init__(self, vectorized: bool) -> None:
+    def __init__(self, vectorized: bool, mask: Tensor | None = None) -> None:
         super().__init__()
         self.vectorized = vectorized
+        self.mask = mask
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is F.batch_norm and self.mask is not None:
+            normalized = _masked_batch_norm(self.mask, *args, **kwargs)
+            return func(*args, **kwargs) if normalized is None else normalized
         kernel = _KERNELS.get(func)
         if kernel is not None and AVAILABLE and args and (self.vectorized or args[0].numel() >= SMALLEST_OF_ONE_TASK):
             result = kernel(*args, **kwargs)

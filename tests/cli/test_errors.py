@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.test_main import QUIET
+from tests.cli.test_main import QUIET
 
+ROOT = Path(__file__).parents[2]
 SMALL = {
     "model": {
         "class_path": "MAMLModule",
@@ -24,9 +26,10 @@ SMALL = {
 
 def command(tmp_path, *arguments, **environment):
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    given = {"PATH": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
         [sys.executable, "-m", "lightning_meta", "fit", "--config", "small.yaml", *QUIET, *arguments],
-        capture_output=True, text=True, cwd=tmp_path, env={"PATH": "", "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True, text=True, cwd=tmp_path, env=given,
     )  # fmt: skip
 
 
@@ -36,10 +39,10 @@ def command(tmp_path, *arguments, **environment):
         (["--model.network.in_channels", "3"], "NetworkError: Conv4: layer 'body.0.0' (Conv2d) failed: Given groups=1"),
         (
             ["--data.n_way", "9"],
-            "ValueError: train: a task needs n_way=9 classes, but the data set has 6. Lower n_way.",
+            "ConfigurationError: train: a task needs n_way=9 classes, but the data set has 6. Lower n_way.",
         ),
         (["--trainer.devices", "0"], "ConfigurationError: trainer: `Trainer(devices='0')` value is not a valid input"),
-        (["--ckpt_path", "last"], "FileNotFoundError: --ckpt_path last: there is no file runs"),
+        (["--ckpt_path", "last"], "MissingFileError: --ckpt_path last: there is no file runs"),
     ],
 )
 def test_an_error_is_one_line_and_leaves_nothing(arguments, last, tmp_path):
@@ -53,7 +56,7 @@ def test_an_error_is_one_line_and_leaves_nothing(arguments, last, tmp_path):
 def test_what_the_parser_refuses_ends_in_a_line_with_key_value_and_remedy(tmp_path):
     done = command(tmp_path, "--data.n_way", "five")
     assert done.returncode == 2
-    expected = "error: data.n_way: five is not accepted: expected int. See lightning-meta fit --help."
+    expected = "error: data.n_way: five is not accepted: expected int or tuple. See lightning-meta fit --help."
     assert done.stderr.splitlines()[-1] == expected
 
 

@@ -5,9 +5,17 @@ import sys
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import nn
 
 from lightning_meta import models
+from lightning_meta.cli.help import HelpFormatter
+from lightning_meta.modules import MetaModule
 
+_READ_ON = (
+    "Options of a class: lightning-meta fit --model.help MAMLModule, --data.help GlyphsDataModule, "
+    "--trainer.strategy.help DDPStrategy. Of a network: lightning-meta fit --model MAMLModule --model.network.help "
+    "Conv4."
+)
 _LONGEST_VALUE = 80
 _NOT_REASONS = (
     "Subtypes:",
@@ -32,7 +40,23 @@ def qualified(value: Any) -> Any:
 
 
 class MetaParser(LightningArgumentParser):
-    """Says at the end of what it refuses which key, which value and what to do."""
+    """Prints short helps, and says at the end of what it refuses which key, which value and what to do."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        own: dict[str, Any] = {"prog": "lightning-meta", "formatter_class": HelpFormatter, "epilog": _READ_ON}
+        super().__init__(*args, **own | kwargs)
+
+    def add_class_arguments(
+        self, class_type: type, nested_key: str | None = None, *args: Any, **kwargs: Any
+    ) -> list[str]:
+        """Add the arguments of a class; a network's number of classes may be left to the data."""
+        added: list[str] = super().add_class_arguments(class_type, nested_key, *args, **kwargs)
+        is_network = issubclass(class_type, nn.Module) and not issubclass(class_type, MetaModule)
+        if is_network and "n_way" in added and nested_key is None:
+            self.set_defaults(n_way=None)
+            for action in self._actions:
+                action.required = action.required and action.dest != "n_way"
+        return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong, the essence of it in the last line, and exit with the status 2."""
@@ -79,5 +103,5 @@ def reasons(message: str) -> str:
         rest = re.sub(r"^.*Parser key \"[^\"]+\":|Got value: .*$|Given value: .*$", "", line).strip(" -.")
         if rest and not any(part in line for part in _NOT_REASONS) and rest not in found:
             found.append(rest)
-    named = "; ".join(found) or message.strip()
+    named = re.sub(r"; Expected ", " or ", "; ".join(found)) or message.strip()
     return re.sub(r"a <class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", named)

@@ -6,36 +6,37 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from jsonargparse import Namespace, get_loader, set_loader
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from yaml import YAMLError
 
 from lightning_meta.callbacks import RunCheckpoint
-from lightning_meta.datamodules import EpisodicDataModule
-from lightning_meta.errors import ConfigurationError, is_lightnings, is_own, one_line
+from lightning_meta.cli.parser import MetaParser, qualified, reasons
+from lightning_meta.cli.predictions import save_predictions
+from lightning_meta.cli.run_folder import KeptLog, RunFolder
+from lightning_meta.cli.ways import fill_in_ways
+from lightning_meta.datamodules import TaskDataModule
+from lightning_meta.errors import ConfigurationError, LightningMetaError, MissingFileError, comes_from, one_line
 from lightning_meta.modules import MetaModule
-from lightning_meta.parser import MetaParser, qualified, reasons
-from lightning_meta.run_folder import KeptLog, RunFolder
 
 
 class MetaCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` for meta-learning modules.
 
     A run is one folder, `trainer.default_root_dir`: `config.yaml`, `checkpoints/best.ckpt` and `last.ckpt`, and
-    `logs/<command>/metrics.csv`. `--ckpt_path best` and `last` mean those files, in any process. The best checkpoint is
-    that of the highest `val/query_accuracy`, or of the lowest `val/query_loss` where `loss` is no cross-entropy.
+    `logs/<command>/metrics.csv`. `--ckpt_path best` and `last` mean those files, in any process. What is best the
+    module says (`monitor` and `mode`), unless `checkpoint.monitor` is given.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the checkpoint's options, and give the network the data's number of classes."""
-        parser.add_class_arguments(RunCheckpoint, "checkpoint")
-        parser.link_arguments("data.n_way", "model.init_args.network.init_args.n_way", apply_on="instantiate")
+        """Add the checkpoint's options."""
+        parser.add_class_arguments(RunCheckpoint, "checkpoint", instantiate=False)
 
     def _parse_ckpt_path(self) -> None:
         """Let the configuration given win over the checkpoint's; the module names the differences when it loads."""
@@ -46,11 +47,6 @@ class MetaCLI(LightningCLI):
         if config.trainer.default_root_dir is None:
             names = [config[key].class_path.rsplit(".", 1)[-1].lower() for key in ("model", "data")]
             config.trainer.default_root_dir = os.path.join("runs", "_".join(names))
-        if config.checkpoint.monitor is None:
-            loss = str(config.model.init_args.get("loss") or "cross_entropy").lower()
-            accuracy = "cross_entropy" in loss or "crossentropy" in loss
-            config.checkpoint.monitor = "val/query_accuracy" if accuracy else "val/query_loss"
-            config.checkpoint.mode = "max" if accuracy else "min"
         if config.get("weights_only") is None:
             config.weights_only = True
         if config.get("ckpt_path"):
@@ -73,7 +69,7 @@ class MetaCLI(LightningCLI):
         """The file that `--ckpt_path` means.
 
         Raises:
-            FileNotFoundError: It is not there.
+            MissingFileError: It is not there.
         """
         if "://" in given:  # a remote store; Lightning opens it
             return given
@@ -81,30 +77,51 @@ class MetaCLI(LightningCLI):
         if not path.is_file():
             found = sorted(str(p) for p in self._checkpoint_folder().glob("*.ckpt"))
             there = f"Checkpoints of this run: {', '.join(found)}." if found else "This run has no checkpoint yet."
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"--ckpt_path {given}: there is no file {path}. {there} A run is the folder trainer.default_root_dir="
                 f"{self._command_config().trainer.default_root_dir}; leave out --ckpt_path to start afresh."
             )
         return str(path)
 
     def predict(self, **kwargs: Any) -> None:
-        """Predict, and save the predictions `(tasks, queries, ...)` as `predictions.pt` in the run's folder."""
+        """Predict, and save the predictions as `predictions.pt` in the run's folder: see `save_predictions`."""
         predictions = self.trainer.predict(**kwargs)
         if predictions:
             rank = f".rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
             path = Path(self.trainer.default_root_dir) / f"predictions{rank}.pt"
-            torch.save(torch.cat(cast(list[torch.Tensor], predictions)).cpu(), path)
+            save_predictions(predictions, len(self.trainer.num_predict_batches), path)
             rank_zero_info(f"The predictions for the query sets of the test tasks are in {path}.")
+
+    def instantiate_classes(self) -> None:
+        """Build the data module, the model with the data's number of classes, and the Trainer.
+
+        Raises:
+            ConfigurationError: What is built from the configuration refused it, with an error from outside of this
+                package.
+        """
+        with _explained("configuration"):
+            given, command = self.config, str(self.subcommand)
+            only_data = Namespace({"subcommand": command, command: Namespace(data=given[command].data)})  # type: ignore[no-untyped-call]
+            self.datamodule = self._get(self.parser.instantiate_classes(only_data), "data")
+            self.config = given.clone()
+            fill_in_ways(self.config[command].model, self.datamodule)
+            # Hyperparameters are saved from this copy of the configuration, which was made before the ways were known.
+            vars(self).pop("config_dump", None)
+            without_data = self.config.clone()
+            del without_data[command]["data"]
+            self.config_init = self.parser.instantiate_classes(without_data)
+            self.config_init[command].data = self.datamodule
+            self.model = self._get(self.config_init, "model")
+            self.config = given
+            self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the Trainer with this run's checkpoints and, unless another logger is given, its CSV log."""
         config = self._get(self.config_init, "trainer")
-        checkpoint = self._get(self.config_init, "checkpoint")
         callbacks = config.callbacks or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if config.enable_checkpointing is not False and not config.barebones:
-            checkpoint.dirpath = str(self._checkpoint_folder())
-            callbacks.append(checkpoint)
+            callbacks.append(self._checkpoint())
         logger = config.logger
         own_log = (logger is None or logger is True) and not config.barebones
         if own_log:
@@ -118,14 +135,12 @@ class MetaCLI(LightningCLI):
                     callback.kept_log = KeptLog(Path(logger.log_dir))
         return trainer
 
-    def instantiate_classes(self) -> None:
-        """Build the data module, the model and the Trainer.
-
-        Raises:
-            ConfigurationError: What is built from the configuration refused it, with an error not of this package.
-        """
-        with _explained("configuration"):
-            super().instantiate_classes()
+    def _checkpoint(self) -> RunCheckpoint:
+        """The run's checkpoints; what is best the configuration says, or else the module."""
+        settings = self._command_config().checkpoint.as_dict() | {"dirpath": str(self._checkpoint_folder())}
+        if settings["monitor"] is None:
+            settings |= {"monitor": self.model.monitor, "mode": self.model.mode}
+        return RunCheckpoint(**settings)
 
 
 @contextmanager
@@ -138,7 +153,7 @@ def _explained(part: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_own(error):
+        if isinstance(error, LightningMetaError):
             raise
         raise ConfigurationError(f"{part}: {reasons(str(error))}.") from error
 
@@ -161,11 +176,11 @@ def main(args: ArgsType = None) -> MetaCLI:
     try:
         return MetaCLI(
             MetaModule,
-            EpisodicDataModule,
+            TaskDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=MetaParser,
-            parser_kwargs={"prog": "lightning-meta"},
+            parser_kwargs={"description": "Meta-learning on PyTorch Lightning."},
             save_config_callback=RunFolder,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
@@ -173,7 +188,7 @@ def main(args: ArgsType = None) -> MetaCLI:
             args=args,
         )
     except Exception as error:
-        if is_lightnings(error):
+        if isinstance(error, MisconfigurationException) or comes_from(error, "lightning"):
             raise ConfigurationError(f"Lightning: {' '.join(str(error).split())}") from error
         raise
     finally:
@@ -188,10 +203,6 @@ def console() -> None:
     try:
         main()
     except Exception as error:
-        if not is_own(error) or os.environ.get("LIGHTNING_META_TRACEBACK"):
+        if not isinstance(error, LightningMetaError) or os.environ.get("LIGHTNING_META_TRACEBACK"):
             raise
         sys.exit(one_line(error))
-
-
-if __name__ == "__main__":
-    console()

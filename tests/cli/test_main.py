@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from lightning_meta import MAMLModule
-from lightning_meta.main import main
+from lightning_meta.cli.main import main
 
 QUIET = [
     "--trainer.accelerator",
@@ -100,6 +100,18 @@ def test_predict_and_validate(config, tmp_path):
     assert "val/query_accuracy" in validated.trainer.callback_metrics
     main(["predict", "--config", str(config), "--ckpt_path", "best", *QUIET])
     assert torch.load(tmp_path / "run/predictions.pt", weights_only=True).shape == (6, 6, 3)
+
+
+def test_what_is_best_the_module_says_unless_the_configuration_does(config, tmp_path):
+    fitted = main(["fit", "--config", str(config), *QUIET])
+    assert (fitted.trainer.checkpoint_callback.monitor, fitted.trainer.checkpoint_callback.mode) == (
+        fitted.model.monitor, fitted.model.mode,
+    )  # fmt: skip
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["checkpoint"].get("monitor") is None
+    own = ["--checkpoint.monitor", "val/support_loss", "--checkpoint.save_top_k", "2"]
+    fitted = main(["fit", "--config", str(config), *own, *QUIET])
+    checkpoint = fitted.trainer.checkpoint_callback
+    assert (checkpoint.monitor, checkpoint.mode, checkpoint.save_top_k) == ("val/support_loss", "min", 2)
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])

@@ -1,0 +1,116 @@
+"""Acting with adapted parameters, where data depends on them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_meta.algorithms.base import Algorithm
+from lightning_meta.algorithms.gradient_based import GradientBased
+from lightning_meta.errors import ConfigurationError
+from lightning_meta.functional.inner_loop import adapt, update_of
+from lightning_meta.functional.masks import filled
+from lightning_meta.functional.network import Params
+from lightning_meta.functional.problem import Problem
+from lightning_meta.functional.task_map import TaskMap, joined
+from lightning_meta.task import Examples, Task
+
+
+class Actor:
+    """Predicts for all tasks of a batch at once, each with its own parameters, and adapts them step by step.
+
+    Nothing is differentiated through it. Tasks are run together, in chunks or by a loop, as in the outer steps.
+
+    Args:
+        algorithm: Makes the inner steps.
+        task_map: Runs the tasks.
+        problem: Makes the problem of the batch; called when it is first needed.
+        training: Whether inner steps are counted as in meta-training, or as in evaluation.
+    """
+
+    def __init__(
+        self, algorithm: Algorithm, task_map: TaskMap, problem: Callable[[], Problem], *, training: bool
+    ) -> None:
+        self.algorithm, self.task_map = algorithm, task_map
+        self.steps = 0
+        """How many inner steps the algorithm makes."""
+        if isinstance(algorithm, GradientBased):
+            self.steps = algorithm.inner_steps if training else algorithm.val_inner_steps
+        self.step = 0
+        """How many inner steps have been made here."""
+        self._make_problem = problem
+        self._problem: Problem | None = None
+        self._tensors: tuple[Params, Params, Any] = ({}, {}, ())
+
+    def __call__(self, inputs: Any) -> Any:
+        """Predictions `(B, examples, ...)` for inputs `(B, examples, ...)`, by the parameters as they are now."""
+
+        def run(part: Problem, params: Params, buffers: Params, state: Any, inputs: Any) -> Any:
+            return part.learner.predict(part.at_step(params, self.step), buffers, inputs)
+
+        with torch.no_grad():
+            predictions, buffers = self._over_tasks(run, inputs)
+        self._tensors = (self._tensors[0], buffers, self._tensors[2])
+        return predictions
+
+    def adapt(self, examples: Examples) -> Tensor:
+        """Make one inner step on these examples, `(B, examples, ...)`.
+
+        Returns:
+            The losses before the step, `(B,)`.
+
+        Raises:
+            ConfigurationError: The algorithm has no inner steps.
+        """
+        algorithm = self.algorithm
+        if not isinstance(algorithm, GradientBased):
+            raise ConfigurationError(f"{type(algorithm).__name__} has no inner steps, so there is nothing to adapt.")
+        optimizer = algorithm.inner_optimizer
+
+        def run(part: Problem, params: Params, buffers: Params, state: Any, given: Any) -> Any:
+            part = replace(part, tasks=Task(filled(given), given))
+
+            def objective(params: Params, buffers: Params, _: int) -> tuple[Tensor, Params]:
+                return part.support_losses(params, buffers, part.tasks.support, self.step)
+
+            def update(grads: Params, state: Any, params: Params, *, loss: Tensor, step: int) -> tuple[Params, Any]:
+                made = update_of(optimizer, part.learner.over_tasks)
+                return made(grads, state, params, loss=loss, step=self.step)
+
+            params = {name: param.detach().requires_grad_() for name, param in params.items()}
+            *tensors, losses = adapt(objective, params, buffers, state, update, 1, order=0, scale=part.scale)
+            return tuple(tensors), losses[0]
+
+        with torch.enable_grad():
+            self._tensors, losses = self._over_tasks(run, examples)
+        self.step += 1
+        found: Tensor = losses
+        return found
+
+    def _over_tasks(self, function: Callable[..., Any], given: Any) -> Any:
+        """Call a function of parameters, buffers, state and what is given on all tasks."""
+        problem = self._problem
+        if problem is None:
+            problem = self._problem = self._make_problem()
+            if isinstance(self.algorithm, GradientBased):
+                params = self.algorithm.initial_params(problem, trainable=False)
+                self._tensors = params, problem.initial_buffers(), self._initial_state(problem, params)
+            else:
+                self._tensors = {}, problem.initial_buffers(), ()
+        everything = (*self._tensors, given)
+        numbers = torch.arange(problem.count)
+
+        def run(part: Problem) -> Any:
+            return function(part, *part.tasks.support.targets[1])
+
+        # All that belongs to tasks is cut into chunks together.
+        packed = Examples(problem.tasks.support.inputs, (numbers, everything))
+        tasks = Task(packed, Examples(problem.tasks.query.inputs, ()))
+        return joined(list(self.task_map(run, replace(problem, tasks=tasks))))
+
+    def _initial_state(self, problem: Problem, params: Params) -> Any:
+        assert isinstance(self.algorithm, GradientBased)
+        together = replace(problem, learner=replace(problem.learner, vectorized=problem.count > 1))
+        return self.algorithm.initial_state(together, params)

@@ -1,0 +1,63 @@
+"""Tasks of different sizes in one batch: what is padding, and what each task has."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_meta.task import Examples, map_tensors
+
+Result = TypeVar("Result")
+
+
+def filled(examples: Examples) -> Examples:
+    """The same examples, with a copy of each task's first real one where there is padding.
+
+    So whatever a network computes of padding is finite where it is finite for the task, and has no effect once it is
+    masked: zero times infinity would have one.
+
+    Args:
+        examples: A batch; those without a mask are returned as they are.
+    """
+    mask = examples.mask
+    if mask is None:
+        return examples
+    places = torch.arange(mask.shape[1], device=mask.device)
+    chosen = torch.where(mask, places, mask.to(torch.uint8).argmax(1, keepdim=True))
+
+    def fill(tensor: Tensor) -> Tensor:
+        return tensor.take_along_dim(chosen.view(*chosen.shape, *(1,) * (tensor.dim() - 2)), 1)
+
+    return Examples(map_tensors(fill, examples.inputs), map_tensors(fill, examples.targets), mask)
+
+
+def masked_mean(values: Tensor, counts: Tensor) -> Tensor:
+    """The mean of each task's values `(B, examples, ...)` over those that count, `(B,)`."""
+    total = torch.where(counts, values, 0).flatten(1).sum(1)
+    return total / counts.flatten(1).sum(1)
+
+
+def real_parts(mask: Tensor, *trees: Any) -> Iterator[tuple[Any, ...]]:
+    """Each task's own, without its padding: trees of tensors `(examples of that task, ...)`."""
+    for b, own in enumerate(mask):
+        yield tuple(map_tensors(lambda t, b=b, own=own: t[b][own], tree) for tree in trees)
+
+
+def with_mask(hook: Callable[..., Result], predictions: Any, targets: Any, mask: Tensor) -> Result:
+    """Call a function of predictions and targets of all tasks, `(B, examples, ...)`, on the examples that there are.
+
+    A function that has an argument `mask` gets it. Another one is called for one task after another, with its real
+    examples alone.
+    """
+    if _takes_mask(getattr(hook, "__func__", hook)):
+        return hook(predictions, targets, mask=mask)
+    results = [hook(*map_tensors(lambda t: t.unsqueeze(0), part)) for part in real_parts(mask, predictions, targets)]
+    return map_tensors(lambda *each: torch.cat(each), *results)
+
+
+@cache
+def _takes_mask(function: Callable[..., Any]) -> bool:
+    return "mask" in inspect.signature(function).parameters

@@ -1,0 +1,109 @@
+"""Names of a network's parameters, and of the layer that an error comes from."""
+
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_meta.errors import ArgumentTypeError, ConfigurationError
+
+Params = dict[str, Tensor]
+"""Parameters (or buffers) by name, each `(B, *shape)`: one copy for every task."""
+
+
+def select_parameters(network: nn.Module, patterns: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the parameters that the inner loop adapts.
+
+    Args:
+        network: The network.
+        patterns: Shell patterns (`"head.*"`, `"*.bias"`) or names of submodules (`"head"`); all if `None`.
+
+    Returns:
+        Names as in `network.named_parameters()` of parameters that require grad.
+
+    Raises:
+        ConfigurationError: A pattern matches nothing, nothing is left to adapt, or a parameter is not initialized yet.
+    """
+    for name, parameter in network.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ConfigurationError(
+                f"The network's parameter {name!r} is lazy: run the network once before meta-learning it."
+            )
+    trainable = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ConfigurationError(
+            f"{type(network).__name__} has no parameter that requires grad, so there is nothing to adapt or meta-train."
+        )
+    if patterns is None:
+        return tuple(trainable)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    # A tied parameter has several names, of which the first stands for it.
+    first = {id(parameter): name for name, parameter in network.named_parameters()}
+    names = [(name, first[id(p)]) for name, p in network.named_parameters(remove_duplicate=False) if p.requires_grad]
+    matches = {p: {own for n, own in names if fnmatchcase(n, p) or fnmatchcase(n, f"{p}.*")} for p in patterns}
+    for pattern, found in matches.items():
+        if not found:
+            raise ConfigurationError(
+                f"adapt_only={pattern!r} matches none of the network's trainable parameters: {', '.join(trainable)}."
+            )
+    selected = tuple(name for name in trainable if any(name in found for found in matches.values()))
+    if not selected:
+        raise ConfigurationError(
+            "adapt_only is empty: the inner loop would have nothing to adapt. Leave it out to adapt all."
+        )
+    return selected
+
+
+def check_network(network: nn.Module) -> nn.Module:
+    """Refuse what is not a network, and layers that meta-learning cannot use.
+
+    Raises:
+        ArgumentTypeError: It is not an `nn.Module`.
+        ConfigurationError: There is a `SyncBatchNorm`.
+    """
+    if not isinstance(network, nn.Module):
+        raise ArgumentTypeError(f"network must be an nn.Module, got {network!r}.")
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.SyncBatchNorm):
+            raise ConfigurationError(
+                f"Layer {name!r} is a SyncBatchNorm, which cannot be differentiated twice. Tasks are normalized one by "
+                "one here, so an ordinary BatchNorm is what you want on many devices too."
+            )
+    return network
+
+
+def dict_key(name: str) -> str:
+    """A parameter's name as a key of an `nn.ParameterDict`, which takes no dots."""
+    return name.replace(".", "/")
+
+
+def strip(names: Iterable[str], part: str) -> dict[str, str]:
+    """The names of a submodule's own, without its prefix, and what each is called in the whole."""
+    return {name.removeprefix(f"{part}."): name for name in names if name.startswith(f"{part}.")}
+
+
+def failing_layer(network: nn.Module, run: Callable[[], object]) -> str | None:
+    """Run something that fails and name the innermost layer of `network` it failed in, as `'name' (Type)`."""
+    entered: list[nn.Module] = []
+
+    def enter(module: nn.Module, _: Any) -> None:
+        entered.append(module)
+
+    def leave(*_: Any) -> None:
+        entered.pop()
+
+    names = {module: name for name, module in network.named_modules()}
+    hooks = []
+    for module in names:
+        hooks.append(module.register_forward_pre_hook(enter))
+        hooks.append(module.register_forward_hook(leave))
+    try:
+        run()
+    except Exception:
+        return f"{names[entered[-1]]!r} ({type(entered[-1]).__name__})" if entered else None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None

@@ -1,0 +1,275 @@
+"""A batch of tasks as an inner loop sees it: losses and predictions of given parameters."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.backends import cudnn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_meta.functional.kernels import task_kernels
+from lightning_meta.functional.losses import Loss, losses_of_tasks, present_classes
+from lightning_meta.functional.masks import filled, with_mask
+from lightning_meta.functional.network import Params, strip
+from lightning_meta.functional.normalization import (
+    batch_normalization,
+    record_statistics,
+    transductive_modes,
+    with_stored_statistics,
+)
+from lightning_meta.task import Examples, Task, are_classes, map_tensors, number_of_tasks
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Runs a network with every task's own parameters and buffers.
+
+    Every tensor that goes in or out has a leading task dimension, and none that goes in is changed. Autograd is applied
+    to the results, outside of `torch.vmap`: the sum of the tasks' losses, differentiated with respect to the tasks' own
+    parameters, is each task's gradient. (Differentiating inside of `vmap` gives wrong second derivatives for affine
+    batch, layer and instance norms.) Only the forward pass has to be one that `vmap` can run.
+
+    Attributes:
+        network: Called as `network(inputs)`.
+        names: The parameters that the inner loop changes.
+        vectorized: Whether tasks run together under `torch.vmap`; otherwise a batch holds one task.
+        transductive: Whether normalization layers use the batch at hand, as MAML does in training and evaluation, or
+            what their mode and their buffers say.
+    """
+
+    network: nn.Module
+    names: tuple[str, ...]
+    vectorized: bool
+    transductive: bool = True
+
+    @cached_property
+    def facts(self) -> tuple[dict[Any, bool], bool, bool]:
+        """The modes of normalization layers, whether a tensor has several names, and whether there is an RNN."""
+        layers = list(self.network.modules())
+        tensors = [
+            id(tensor)
+            for layer in layers
+            for tensor in (*layer._parameters.values(), *layer._buffers.values())
+            if tensor is not None
+        ]
+        modes = transductive_modes(layers) if self.transductive else {}
+        return modes, len(set(tensors)) < len(tensors), any(isinstance(layer, nn.RNNBase) for layer in layers)
+
+    def over_tasks(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Lift a function of one task to a batch: every tensor in and out gets a leading task dimension."""
+        if self.vectorized:
+            return torch.vmap(function, randomness="different")
+
+        def of_one_task(*args: Any) -> Any:
+            return map_tensors(lambda t: t.unsqueeze(0), function(*map_tensors(lambda t: t.squeeze(0), args)))
+
+        return of_one_task
+
+    def call(self, params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None) -> Any:
+        """Predictions of one task's parameters (without the task dimension): `(examples, ...)`."""
+        modes, is_tied, _ = self.facts
+        with batch_normalization(modes), task_kernels(self.vectorized, mask):
+            return functional_call(self.network, (params, buffers), (inputs,), tie_weights=is_tied)
+
+    def predict(self, params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None) -> tuple[Any, Params]:
+        """Predictions of each task's own parameters on its own inputs, and the buffers afterwards.
+
+        Args:
+            params: `(B, *shape)` each.
+            buffers: `(B, *shape)` each.
+            inputs: `(B, examples, ...)`.
+            mask: Which examples there are, `(B, examples)`; all if `None`.
+
+        Returns:
+            `(B, examples, ...)`, and new buffers, with what the network has written into them in place.
+        """
+        buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        masks = () if mask is None else (mask,)
+        return self.over_tasks(self.call)(params, buffers, inputs, *masks), buffers
+
+    def statistics(self, params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None) -> Params:
+        """Each task's batch-normalization statistics on inputs `(B, examples, ...)`: buffers by name, `(B, channels)`.
+
+        The variance is the biased one.
+        """
+
+        def of_one_task(params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None) -> Params:
+            with record_statistics(self.network, mask) as statistics:
+                self.call(params, buffers, inputs, mask)
+            return statistics
+
+        buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        masks = () if mask is None else (mask,)
+        found: Params = self.over_tasks(of_one_task)(params, buffers, inputs, *masks)
+        return found
+
+    def frozen_to(
+        self, params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None
+    ) -> tuple["Learner", Params]:
+        """A learner that normalizes with each task's statistics on `inputs` from now on, and the buffers it needs."""
+        found = buffers | self.statistics(params, buffers, inputs, mask)
+        network = with_stored_statistics(self.network)
+        buffers = {name: found[name] for name, _ in network.named_buffers() if name in found}
+        return replace(self, network=network, transductive=False), buffers
+
+    def part(self, name: str) -> "Learner":
+        """The learner of a submodule, such as `"body"`; its parameters have names without the prefix."""
+        return replace(self, network=self.network.get_submodule(name), names=tuple(strip(self.names, name)))
+
+
+class Objective(Protocol):
+    """What tasks ask of an algorithm: where their data comes from, and how predictions are judged.
+
+    A `MetaModule` is one: these are the hooks that users override.
+    """
+
+    inner_loss: Loss | None
+
+    def support_data(self, tasks: Task, params: Params, step: int) -> Examples:
+        """The examples for inner step `step`, given the parameters before it."""
+        ...
+
+    def query_data(self, tasks: Task, params: Params) -> Examples:
+        """The examples on which adapted parameters are judged."""
+        ...
+
+    @property
+    def task_losses(self) -> Callable[..., Tensor]:
+        """Maps predictions and targets, `(B, examples, ...)`, to the loss of each task, `(B,)`."""
+        ...
+
+    @property
+    def task_metrics(self) -> Callable[..., dict[str, Tensor]]:
+        """Maps predictions and targets, `(B, examples, ...)`, to other values of each task, `(B,)` each."""
+        ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch of tasks as losses and predictions of given parameters.
+
+    Here, and nowhere else, parameters get those that belong to an inner step, examples are masked, and classes that a
+    task has not are left out. Nothing that is given is changed.
+
+    Attributes:
+        tasks: The batch.
+        learner: Runs the network.
+        objective: Where data comes from and how predictions are judged.
+        step_params: Parameters that belong to an inner step, `(steps + 1, *shape)` each, by the name of the network's
+            parameter that they stand for; the last ones are for the query set.
+        ways: How many classes every task has, if all have as many.
+        outer_step: The number of the outer step, from 0.
+        scale: What losses are multiplied by while they are differentiated: see `scaled_gradients`.
+        details: Whether values that cost extra time are worth computing.
+    """
+
+    tasks: Task
+    learner: Learner
+    objective: Objective
+    step_params: Mapping[str, Tensor] = field(default_factory=dict)
+    ways: int | None = None
+    outer_step: int = 0
+    scale: float = 1.0
+    details: bool = False
+
+    @cached_property
+    def count(self) -> int:
+        """The number of tasks, `B`."""
+        return number_of_tasks(self.tasks)
+
+    def initial_params(self, *, trainable: bool) -> Params:
+        """One copy of the adapted parameters for each task: views of the network's own if `trainable`."""
+        own = dict(self.learner.network.named_parameters())
+        copies = {name: own[name].expand(self.count, *own[name].shape) for name in self.learner.names}
+        return copies if trainable else {name: copy.detach().requires_grad_() for name, copy in copies.items()}
+
+    def initial_buffers(self) -> Params:
+        """A copy of the buffers for each task, so that what one task writes no other reads."""
+        own = self.learner.network.named_buffers()
+        return {name: b.detach().unsqueeze(0).expand(self.count, *b.shape).clone() for name, b in own}
+
+    def support(self, params: Params, step: int) -> Examples:
+        """The examples for an inner step, given the parameters before it."""
+        examples = self.objective.support_data(self.tasks, params, step)
+        return examples if examples.mask is None else filled(examples)
+
+    def query(self, params: Params) -> Examples:
+        """The examples on which adapted parameters are judged."""
+        examples = self.objective.query_data(self.tasks, params)
+        return examples if examples.mask is None else filled(examples)
+
+    def at_step(self, params: Params, step: int) -> Params:
+        """The parameters that the network runs with, once `step` inner steps have led to `params`."""
+        if not self.step_params:
+            return params
+        tables = self.step_params.items()
+        return params | {name: table[step].expand(self.count, *table[step].shape) for name, table in tables}
+
+    def predict(
+        self, params: Params, buffers: Params, examples: Examples, step: int, *, learner: Learner | None = None
+    ) -> tuple[Any, Params]:
+        """Predictions `(B, examples, ...)` of each task's parameters after `step` inner steps, and the buffers then.
+
+        Args:
+            params: Each task's parameters.
+            buffers: Each task's buffers.
+            examples: What to predict, `(B, examples, ...)`.
+            step: How many inner steps have led to the parameters.
+            learner: Another one, that normalizes otherwise.
+        """
+        predictions, buffers = (learner or self.learner).predict(
+            self.at_step(params, step), buffers, examples.inputs, examples.mask
+        )
+        return self.without_absent_classes(predictions), buffers
+
+    def without_absent_classes(self, predictions: Any) -> Any:
+        """Logits `(B, examples, N)` with minus infinity for classes that a task has not; others as they are."""
+        if not isinstance(predictions, Tensor) or predictions.dim() != 3 or not are_classes(self.tasks.support.targets):
+            return predictions
+        if predictions.shape[2] in (1, self.ways):
+            return predictions
+        present = present_classes(self.tasks, predictions.shape[2])
+        return predictions.masked_fill(~present.unsqueeze(1), -torch.inf)
+
+    def losses(self, predictions: Any, examples: Examples, *, inner: bool = False) -> Tensor:
+        """The loss of each task, `(B,)`; of the inner loop, if that has a loss of its own."""
+        if inner and self.objective.inner_loss is not None:
+            return losses_of_tasks(self.objective.inner_loss, predictions, examples.targets, examples.mask)
+        return self._hooked(self.objective.task_losses, predictions, examples)
+
+    def metrics(self, prefix: str, predictions: Any, examples: Examples, suffix: str = "") -> dict[str, Tensor]:
+        """The metrics of each task, `(B,)` each, named `<prefix>_<metric><suffix>` as in the logs; detached."""
+        predictions = map_tensors(torch.detach, predictions)
+        found = self._hooked(self.objective.task_metrics, predictions, examples)
+        return {f"{prefix}_{name}{suffix}": value for name, value in found.items()}
+
+    @staticmethod
+    def _hooked(hook: Callable[..., Result], predictions: Any, examples: Examples) -> Result:
+        if examples.mask is None:
+            return hook(predictions, examples.targets)
+        return with_mask(hook, predictions, examples.targets, examples.mask)
+
+    def support_losses(
+        self, params: Params, buffers: Params, examples: Examples, step: int, *, twice: bool = False
+    ) -> tuple[Tensor, Params]:
+        """The loss of each task's parameters on support examples, `(B,)`, and the buffers afterwards.
+
+        Args:
+            params: Each task's parameters.
+            buffers: Each task's buffers.
+            examples: The support examples.
+            step: How many inner steps have led to the parameters.
+            twice: Whether it is differentiated twice: the kernels for speed of attention and of cuDNN's RNNs, which
+                have no second derivative, are left out then.
+        """
+        off = cudnn.flags(enabled=False) if twice and self.learner.facts[2] else nullcontext()
+        with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext(), off:
+            predictions, buffers = self.predict(params, buffers, examples, step)
+            return self.losses(predictions, examples, inner=True), buffers

@@ -1,0 +1,65 @@
+"""Outer steps by a compiled program."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.utils.stateless import _reparametrize_module
+
+from lightning_meta.algorithms.base import Outcome
+from lightning_meta.functional.gradients import scaled_gradients
+from lightning_meta.functional.problem import Problem
+from lightning_meta.modules.checkpoints import objects
+from lightning_meta.task import map_tensors, tensors_of
+
+if TYPE_CHECKING:
+    from lightning_meta.modules.meta_module import MetaModule
+
+Gradients = tuple[Tensor, ...]
+
+
+def compiled_gradient(module: "MetaModule", whole: Problem) -> Callable[[Problem], tuple[Outcome, Gradients]] | None:
+    """What makes the outcome of a part of a batch, and its part of the meta-gradient, by one compiled program.
+
+    Returns:
+        `None` if the outer step depends on what is different in every one, so that it is not compiled.
+    """
+    key = _key(module, whole)
+    if key is None:
+        return None
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    trainable = {name for name, p in module.named_parameters() if p.requires_grad}
+
+    def gradient(part: Problem) -> tuple[Outcome, Gradients]:
+        def function(tensors: list[Tensor]) -> tuple[Outcome, Gradients]:
+            given = iter(tensors)
+            state = {name: next(given).detach().requires_grad_(name in trainable) for name in own}
+            with torch.enable_grad(), _reparametrize_module(module, state, tie_weights=True):
+                tables = {n.replace("/", "."): table for n, table in module.algorithm.step_params.items()}
+                tasks = map_tensors(lambda _: next(given), part.tasks)
+                outcome = module.algorithm.learn(replace(part, tasks=tasks, step_params=tables))
+                wanted = [state[name] for name in own if name in trainable]
+                gradients = scaled_gradients(outcome.losses.sum() / whole.count, wanted)
+            return outcome._replace(losses=outcome.losses.detach()), gradients
+
+        result: tuple[Outcome, Gradients] = module._program(
+            function,
+            [*(t.detach() for t in own.values()), *tensors_of(part.tasks)],
+            (key, part.learner.vectorized, whole.count, part.tasks.support.mask is None, part.tasks.query.mask is None),
+        )
+        return result
+
+    return gradient
+
+
+def _key(module: "MetaModule", problem: Problem) -> Hashable | None:
+    """What an outer step depends on besides the module's parameters, its buffers and the tasks' tensors."""
+    own = module.algorithm.compile_key(problem.outer_step)
+    if own is None or module.loss_scale != 1:
+        return None
+    modes = tuple(layer.training for layer in module.modules())
+    trainable = tuple(p.requires_grad for p in module.parameters())
+    losses = (module.loss, module.inner_loss)
+    return own, modes, trainable, losses, problem.ways, problem.details, tuple(objects(module).items())

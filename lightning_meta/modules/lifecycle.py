@@ -1,0 +1,63 @@
+"""What happens around training and evaluation, in a callback: the module's own hooks are free for users."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
+
+from lightning_meta.functional.allocator import keep_freed_memory
+from lightning_meta.functional.network import check_network
+from lightning_meta.functional.normalization import batch_normalized_layers
+from lightning_meta.modules.checkpoints import AtomicCheckpointIO, go_on
+from lightning_meta.modules.trainer_checks import check_trainer
+
+
+class Lifecycle(pl.Callback):
+    """Prepares a `MetaModule`'s run, clips its meta-gradients and reports what it measures."""
+
+    def __init__(self, trainer: pl.Trainer, module: Any) -> None:
+        check_trainer(trainer, type(module).__name__)
+        strategy = trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default, which is not atomic
+            strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Ask the C library to keep freed memory, on a CPU."""
+        if trainer.strategy.root_device.type == "cpu" and keep_freed_memory():
+            rank_zero_info("Freed memory is kept for the next step (LIGHTNING_META_KEEP_MEMORY=0 leaves that out).")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Check the network again: `Trainer(sync_batchnorm=True)` has converted its layers by now."""
+        check_network(pl_module.network)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Go on with the random numbers where the checkpoint left them."""
+        go_on(pl_module)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+        """Clip the meta-gradient, here because it is unscaled by now under 16-bit precision."""
+        pl_module.clip_gradients(optimizer, pl_module.outer.gradient_clip_val, "norm")
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Begin to measure."""
+        pl_module.evaluation.start("val")
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Log the means over all validation tasks."""
+        pl_module.evaluation.finish(pl_module, "val")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Say which statistics batch normalization uses."""
+        if batch_normalized_layers(pl_module.network):
+            source = pl_module.algorithm.statistics
+            rank_zero_info(f"In this evaluation, batch normalization uses the statistics of the {source}.")
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Begin to measure."""
+        pl_module.evaluation.start("test")
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Log the means over all test tasks."""
+        pl_module.evaluation.finish(pl_module, "test")

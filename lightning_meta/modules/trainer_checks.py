@@ -1,0 +1,96 @@
+"""Settings of a Trainer and arguments of a module that do not go together with meta-learning, said in words."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+
+from lightning_meta.errors import ArgumentTypeError, ConfigurationError
+from lightning_meta.functional.losses import check_classes
+from lightning_meta.task import are_classes
+
+
+def check_trainer(trainer: pl.Trainer, module: str) -> None:
+    """Refuse settings of the Trainer that the module `module` has its own for, or that meta-learning cannot use.
+
+    Raises:
+        ConfigurationError: `gradient_clip_val` or `accumulate_grad_batches` is set, the strategy shards parameters, or
+            they would be float16.
+    """
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+        raise ConfigurationError(
+            f"{type(trainer.strategy).__name__} divides the parameters among devices, and the inner loop needs all of "
+            "them on each. Use Trainer(strategy='ddp'); task_parallel='loop' or a chunk size saves memory."
+        )
+    if trainer.precision == "16-true":
+        raise ConfigurationError(
+            "precision='16-true' updates parameters in float16, where small steps are lost. Use precision='16-mixed' "
+            "or 'bf16-mixed'."
+        )
+    clip, accumulate = trainer.gradient_clip_val, trainer.accumulate_grad_batches
+    if clip:
+        raise ConfigurationError(
+            f"Trainer(gradient_clip_val={clip}) has no effect on manual optimization. Give "
+            f"{module}(gradient_clip_val={clip}) instead."
+        )
+    if accumulate != 1:
+        raise ConfigurationError(
+            f"Trainer(accumulate_grad_batches={accumulate}) has no effect on manual optimization. Raise the data "
+            f"module's meta_batch_size instead; task_parallel='loop' or a chunk size of {module} keeps the memory of a "
+            "large meta-batch small."
+        )
+
+
+class OutputChecks:
+    """Compares a classifier's outputs with classes; the data is looked at once for every shape and stage."""
+
+    def __init__(self) -> None:
+        self._seen: set[Any] = set()
+
+    def __call__(self, predictions: Any, targets: Any, mask: Tensor | None, trainer: pl.Trainer | None) -> None:
+        """Look at predictions and targets of tasks: see `check_outputs`."""
+        if not isinstance(predictions, Tensor) or predictions.dim() != 3 or not are_classes(targets):
+            return
+        case = (None if trainer is None else trainer.state.stage, predictions.shape[2], targets.shape[1])
+        if case not in self._seen:
+            check_outputs(predictions.shape[2], targets, mask, trainer)
+            self._seen.add(case)
+
+
+def check_outputs(outputs: int, targets: Tensor, mask: Tensor | None, trainer: pl.Trainer | None) -> None:
+    """Refuse a classifier whose outputs do not fit the tasks' classes.
+
+    Raises:
+        ConfigurationError: The data module of `trainer` has more classes, or other ones in all splits, or a target has
+            no output.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    if trainer is not None and hasattr(data, "ways_of"):
+        stages = {"validate": "val", "sanity_check": "val", "test": "test", "predict": "test"}
+        split = stages.get(str(getattr(trainer.state.stage, "value", "")), "train")
+        ways = data.ways_of(split)
+        if ways is not None and (ways[1] > outputs or data.largest_way < outputs):
+            prefix = "" if split == "train" else f"{split}_"
+            shown = ways[1] if ways[0] == ways[1] else ways
+            raise ConfigurationError(
+                f"The network has {outputs} outputs, but the tasks have {prefix}n_way={shown} classes. Give both the "
+                "same number: that of the largest task."
+            )
+    check_classes(outputs, targets, mask)
+
+
+def check_callables(**functions: Any) -> None:
+    """Refuse what has to be a function and is not.
+
+    Raises:
+        ArgumentTypeError: An `optimizer`, `lr_scheduler` or `loss` is an object or a class of the wrong kind.
+    """
+    for name, value in functions.items():
+        wrong_kind = isinstance(value, type) if name.endswith("loss") else isinstance(value, nn.Module)
+        if (value is not None or name == "optimizer") and (not callable(value) or wrong_kind):
+            raise ArgumentTypeError(
+                f"{name} must be callable, got {value!r}. Give an optimizer or a schedule as a function that makes "
+                "it, such as lambda params: Adam(params, lr=1e-3), and a loss as a function of predictions and "
+                "targets."
+            )
