@@ -89,7 +89,7 @@ class Numbered:
     def tasks(self, numbers):
         support, query = self.own.tasks(numbers)
         number = torch.tensor(list(numbers)).view(-1, 1).expand(-1, support.targets.shape[1])
-        return Task(Examples({"images": support.inputs, "number": number}, support.targets), query)
+        return Task(Examples({"images": support.inputs / 255, "number": number}, support.targets), query)
 
 
 class NumberedDataModule(EpisodicDataModule):

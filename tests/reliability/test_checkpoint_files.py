@@ -80,7 +80,7 @@ def test_a_checkpoint_that_would_run_code(checkpoint, tmp_path):
 def test_a_checkpoint_of_another_network_says_which_hyperparameter_differs(checkpoint, tmp_path):
     other = MAMLModule(MLP(hidden=(16,)), inner_optimizer=MetaSGD(0.1), inner_steps=2, loss=mse)
     with pytest.raises(
-        CheckpointError, match=r"does not fit this MAMLModule: it lacks inner_optimizer.*is \(8, 1\)"
+        CheckpointError, match=r"does not fit this MAMLModule: it lacks algorithm\.inner_optimizer.*is \(8, 1\)"
     ) as e:
         trainer(tmp_path).test(other, data(), ckpt_path=checkpoint)
     assert "inner_steps: 1 -> 2" in str(e.value)
