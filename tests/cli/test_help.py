@@ -82,9 +82,7 @@ def test_the_help_of_a_command(command, help_of):
 
 def test_networks_of_the_package_are_named_and_helped_with(help_of):
     network = entries(help_of("fit", "--model.help", "MAMLModule"))["network"]
-    assert network.endswith(
-        "(required; such as lightning_meta.MLP, lightning_meta.ContextMLP, lightning_meta.Conv4)"
-    )
+    assert network.endswith("(required; such as lightning_meta.MLP, lightning_meta.ContextMLP, lightning_meta.Conv4)")
     assert (
         "(default: 64)" in entries(help_of("fit", "--model", "MAMLModule", "--model.network.help", "Conv4"))["hidden"]
     )
