@@ -36,9 +36,8 @@ def ridge_weights(
     with torch.autocast(x.device.type, enabled=False):
         diagonal = torch.eye(min(n, d), dtype=x.dtype, device=x.device) * regularization
         transposed = x.transpose(-1, -2)
-        if n <= d:
-            weights = transposed @ torch.linalg.solve(x @ transposed + diagonal, y)
-        else:
-            weights = torch.linalg.solve(transposed @ x + diagonal, transposed @ y)
-        found: Tensor = weights.transpose(-1, -2)
+        gram, right = (x @ transposed, y) if n <= d else (transposed @ x, transposed @ y)
+        # Not `linalg.solve`, whose batched LU of larger matrices on several CPU threads has been seen not to return.
+        solution = torch.cholesky_solve(right, torch.linalg.cholesky(gram + diagonal))
+        found: Tensor = ((transposed @ solution) if n <= d else solution).transpose(-1, -2)
         return found
