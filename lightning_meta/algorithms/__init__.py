@@ -3,7 +3,7 @@
 from lightning_meta.algorithms.acting import Actor
 from lightning_meta.algorithms.base import Adapted, Algorithm, Fitted, MetaGradient, Outcome
 from lightning_meta.algorithms.gradient_based import GradientBased, Unrolled
-from lightning_meta.algorithms.heads import Head, PrototypeHead, RidgeHead
+from lightning_meta.algorithms.heads import Head, PrototypeHead, RidgeHead, SVMHead
 from lightning_meta.algorithms.implicit import Implicit
 from lightning_meta.algorithms.interpolation import Interpolation
 from lightning_meta.algorithms.metric_based import MetricBased
@@ -24,6 +24,7 @@ __all__ = [
     "PrototypeHead",
     "PrototypeStart",
     "RidgeHead",
+    "SVMHead",
     "Start",
     "Unrolled",
     "ZeroStart",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.functional.prototypes import prototypes, prototypical_head
 from lightning_meta.functional.ridge import ridge_weights
+from lightning_meta.functional.svm import svm_weights
 
 
 class Head(nn.Module, ABC):
@@ -64,3 +65,28 @@ class RidgeHead(Head):
         """The layer whose outputs are the regressed ones, scaled and shifted."""
         weight = self.scale * ridge_weights(features, targets, n_way, self.log_regularization.exp(), mask)
         return weight, self.shift.to(weight.dtype).expand(weight.shape[:2])
+
+
+class SVMHead(Head):
+    r"""A multi-class linear support vector machine, whose margins times a learned scale are the logits.
+
+    Paper: Lee, Maji, Ravichandran, Soatto 2019, arXiv:1904.03758 (MetaOptNet); see `svm_weights`.
+
+    Args:
+        C: The bound of the dual variables, positive: the larger, the less may an example violate its margin.
+        scale: The scale at first.
+    """
+
+    def __init__(self, C: float = 0.1, scale: float = 1.0) -> None:
+        super().__init__()
+        if not C > 0:
+            raise ConfigurationError(f"C must be positive, got {C}.")
+        self.C = C
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    def forward(
+        self, features: Tensor, targets: Tensor, n_way: int, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The machine's weights, scaled, and no bias."""
+        weight = self.scale * svm_weights(features, targets, n_way, self.C, mask)
+        return weight, weight.new_zeros(weight.shape[:2])

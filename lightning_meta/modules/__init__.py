@@ -5,6 +5,7 @@ from lightning_meta.modules.imaml import IMAMLModule
 from lightning_meta.modules.maml import MAMLModule
 from lightning_meta.modules.meta_lstm import MetaLSTMModule
 from lightning_meta.modules.meta_module import MetaModule
+from lightning_meta.modules.metaoptnet import MetaOptNetModule
 from lightning_meta.modules.protomaml import ProtoMAMLModule
 from lightning_meta.modules.protonet import ProtoNetModule
 from lightning_meta.modules.r2d2 import R2D2Module
@@ -16,6 +17,7 @@ __all__ = [
     "MAMLModule",
     "MetaLSTMModule",
     "MetaModule",
+    "MetaOptNetModule",
     "ProtoMAMLModule",
     "ProtoNetModule",
     "R2D2Module",

@@ -12,6 +12,7 @@ from lightning_meta import (
     IMAMLModule,
     MAMLModule,
     MetaLSTMModule,
+    MetaOptNetModule,
     ProtoMAMLModule,
     ProtoNetModule,
     R2D2Module,
@@ -56,6 +57,7 @@ ALGORITHMS = {
     "cavia": lambda net, **k: CAVIAModule(WithContext(net), inner_lr=0.5, inner_steps=2, **k),
     "meta_curvature": lambda net, **k: MAMLModule(net, inner_optimizer=MetaCurvature(0.1), inner_steps=2, **k),
     "r2d2": lambda net, **k: R2D2Module(net, **k).double(),
+    "metaoptnet": lambda net, **k: MetaOptNetModule(net, **k).double(),
     "protonet": lambda net, **k: ProtoNetModule(net, **k),
     "protomaml": lambda net, **k: ProtoMAMLModule(net, inner_lr=0.05, inner_steps=2, **k),
 }  # fmt: skip
@@ -183,7 +185,7 @@ def test_adapt_to_predicts_like_the_evaluation(name):
     (evaluated,) = list(module.task_map(module.algorithm.predict, module.problem(map_tensors(lambda t: t[1:2], tasks))))
     found = adapted(query.inputs)
     assert not any(p.requires_grad for p in adapted.parameters())
-    if name not in ("protonet", "r2d2"):  # which normalizes support and query examples together
+    if name not in ("protonet", "r2d2", "metaoptnet"):  # which normalizes support and query examples together
         torch.testing.assert_close(found, evaluated[0])
     frozen = module.adapt_to(support.inputs, support.targets)
     one_by_one = torch.cat([frozen(query.inputs[i : i + 1]) for i in range(len(query.targets))])

@@ -1,0 +1,72 @@
+"""Meta-learning with a support vector machine."""
+
+from torch import nn
+from torch.optim import Adam
+
+from lightning_meta.algorithms import MetricBased, SVMHead
+from lightning_meta.functional.losses import Loss
+from lightning_meta.functional.task_map import TaskParallel
+from lightning_meta.modules.documentation import complete_arguments
+from lightning_meta.modules.meta_module import MetaModule
+from lightning_meta.modules.optimizers import LRSchedulerCallable, OptimizerCallable
+from lightning_meta.modules.outer_step import OnNonfinite
+from lightning_meta.modules.protonet import ProtoNetModule
+
+
+class MetaOptNetModule(MetaModule):
+    r"""Learns an embedding in which a linear support vector machine on the support set tells classes apart.
+
+    .. math:: \mathrm{logits}(x)_k = s \, w_k \cdot f(x)
+
+    with the weights w of the multi-class machine of Crammer and Singer and a learned scale s. The solution of its dual
+    problem is differentiated. Paper: Lee, Maji, Ravichandran, Soatto 2019, arXiv:1904.03758.
+
+    Args:
+        network: The embedding f: its submodule `body` if it has one, otherwise the whole network.
+        C: The bound of the dual variables, positive.
+        scale: The scale s at first.
+
+    Raises:
+        ConfigurationError: An argument does not make sense; in use, a class without a support example.
+
+    Example:
+        >>> import torch
+        >>> from lightning_meta import Examples, Task
+        >>> module = MetaOptNetModule(nn.Linear(4, 8))
+        >>> inputs, targets = torch.randn(2, 6, 4), torch.tensor([0, 0, 1, 1, 2, 2]).expand(2, 6)
+        >>> module.meta_loss(Task(Examples(inputs, targets), Examples(inputs, targets))).backward()
+        >>> bool(module.network.weight.grad.any())
+        True
+    """
+
+    algorithm: MetricBased
+
+    def __init__(
+        self,
+        network: nn.Module,
+        C: float = 0.1,
+        scale: float = 1.0,
+        transductive: bool = True,
+        *,
+        loss: Loss | None = None,
+        optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        inner_optimizer_lr: float | None = None,
+        gradient_clip_val: float | None = None,
+        task_parallel: TaskParallel = "auto",
+        outer_steps_per_batch: int = 1,
+        on_nonfinite: OnNonfinite = "raise",
+        max_skipped_steps: int = 20,
+        compile: bool = False,
+    ) -> None:
+        head = SVMHead(C, scale)
+        algorithm = MetricBased(head, "query batch (transductive)" if transductive else "support set")
+        super().__init__(
+            network, algorithm, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler,
+            inner_optimizer_lr=inner_optimizer_lr, gradient_clip_val=gradient_clip_val, task_parallel=task_parallel,
+            outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite,
+            max_skipped_steps=max_skipped_steps, compile=compile,
+        )  # fmt: skip
+
+
+complete_arguments(MetaOptNetModule, ProtoNetModule, MetaModule)
