@@ -42,17 +42,18 @@ class Actor:
         """How many inner steps have been made here."""
         self._make_problem = problem
         self._problem: Problem | None = None
-        self._tensors: tuple[Params, Params, Any] = ({}, {}, ())
+        self._learned: tuple[Params, Params, Any, Params] = ({}, {}, (), {})  # with the parameters at the start
 
     def __call__(self, inputs: Any) -> Any:
         """Predictions `(B, examples, ...)` for inputs `(B, examples, ...)`, by the parameters as they are now."""
 
-        def run(part: Problem, params: Params, buffers: Params, state: Any, inputs: Any) -> Any:
+        def run(part: Problem, params: Params, buffers: Params, state: Any, initial: Params, inputs: Any) -> Any:
             return part.learner.predict(part.at_step(params, self.step), buffers, inputs)
 
         with torch.no_grad():
             predictions, buffers = self._over_tasks(run, inputs)
-        self._tensors = (self._tensors[0], buffers, self._tensors[2])
+        params, _, state, initial = self._learned
+        self._learned = params, buffers, state, initial
         return predictions
 
     def adapt(self, examples: Examples) -> Tensor:
@@ -67,50 +68,47 @@ class Actor:
         algorithm = self.algorithm
         if not isinstance(algorithm, GradientBased):
             raise ConfigurationError(f"{type(algorithm).__name__} has no inner steps, so there is nothing to adapt.")
-        optimizer = algorithm.inner_optimizer
 
-        def run(part: Problem, params: Params, buffers: Params, state: Any, given: Any) -> Any:
-            part = replace(part, tasks=Task(filled(given), given))
+        def run(part: Problem, params: Params, buffers: Params, state: Any, initial: Params, given: Any) -> Any:
+            part = replace(part, tasks=Task(given, given))
+            one_step = update_of(algorithm.inner_optimizer, part.learner.over_tasks)
 
             def objective(params: Params, buffers: Params, _: int) -> tuple[Tensor, Params]:
-                return part.support_losses(params, buffers, part.tasks.support, self.step)
+                return algorithm.inner_losses(part, filled(given), params, buffers, self.step, initial)
 
             def update(grads: Params, state: Any, params: Params, *, loss: Tensor, step: int) -> tuple[Params, Any]:
-                made = update_of(optimizer, part.learner.over_tasks)
-                return made(grads, state, params, loss=loss, step=self.step)
+                return one_step(grads, state, params, loss=loss, step=self.step)
 
             params = {name: param.detach().requires_grad_() for name, param in params.items()}
-            *tensors, losses = adapt(objective, params, buffers, state, update, 1, order=0, scale=part.scale)
-            return tuple(tensors), losses[0]
+            *learned, losses = adapt(objective, params, buffers, state, update, 1, order=0, scale=part.scale)
+            return (*learned, initial), losses[0]
 
         with torch.enable_grad():
-            self._tensors, losses = self._over_tasks(run, examples)
+            self._learned, losses = self._over_tasks(run, examples)
         self.step += 1
         found: Tensor = losses
         return found
 
     def _over_tasks(self, function: Callable[..., Any], given: Any) -> Any:
-        """Call a function of parameters, buffers, state and what is given on all tasks."""
+        """Call a function of parameters, buffers, state, initial parameters and what is given on all tasks."""
+        if self._problem is None:
+            self._problem = self._make_problem()
+            with torch.enable_grad():  # a start may be made of gradients
+                self._learned = joined(list(self.task_map(self._start, self._problem)))
         problem = self._problem
-        if problem is None:
-            problem = self._problem = self._make_problem()
-            if isinstance(self.algorithm, GradientBased):
-                params = self.algorithm.initial_params(problem, trainable=False)
-                self._tensors = params, problem.initial_buffers(), self._initial_state(problem, params)
-            else:
-                self._tensors = {}, problem.initial_buffers(), ()
-        everything = (*self._tensors, given)
-        numbers = torch.arange(problem.count)
 
         def run(part: Problem) -> Any:
             return function(part, *part.tasks.support.targets[1])
 
         # All that belongs to tasks is cut into chunks together.
-        packed = Examples(problem.tasks.support.inputs, (numbers, everything))
+        numbers = torch.arange(problem.count)
+        packed = Examples(problem.tasks.support.inputs, (numbers, (*self._learned, given)))
         tasks = Task(packed, Examples(problem.tasks.query.inputs, ()))
         return joined(list(self.task_map(run, replace(problem, tasks=tasks))))
 
-    def _initial_state(self, problem: Problem, params: Params) -> Any:
-        assert isinstance(self.algorithm, GradientBased)
-        together = replace(problem, learner=replace(problem.learner, vectorized=problem.count > 1))
-        return self.algorithm.initial_state(together, params)
+    def _start(self, part: Problem) -> tuple[Params, Params, Any, Params]:
+        buffers = part.initial_buffers()
+        if not isinstance(self.algorithm, GradientBased):
+            return {}, buffers, (), {}
+        params = self.algorithm.initial_params(part, trainable=False)
+        return params, buffers, self.algorithm.initial_state(part, params), params

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_meta.algorithms.base import Adapted, Outcome, Statistics
+from lightning_meta.functional.masks import joint_mask
 from lightning_meta.functional.network import Params
 from lightning_meta.functional.normalization import batch_normalized_layers
 from lightning_meta.functional.problem import Problem
@@ -56,7 +56,7 @@ def predicted(problem: Problem, adapted: Adapted, query: Examples, statistics: S
         frozen, buffers = problem.learner.frozen_to(at_end, buffers, support.inputs, support.mask)
         return problem.predict(params, buffers, query, steps, learner=frozen)[0]
     predictions = []
-    mask = None if support.mask is None else F.pad(support.mask, (0, 1), value=True)
+    mask = joint_mask(support, Examples(map_tensors(lambda t: t[:, :1], query.inputs), ()))
     for i in range(number_of_examples(query)):
         both = map_tensors(lambda s, q, i=i: torch.cat([s, q[:, i : i + 1]], 1), support.inputs, query.inputs)
         of_all, _ = problem.predict(params, buffers, Examples(both, (), mask), steps)

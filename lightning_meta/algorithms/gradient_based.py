@@ -18,7 +18,7 @@ from lightning_meta.functional.multi_step import multi_step_weights
 from lightning_meta.functional.network import Params, dict_key, select_parameters
 from lightning_meta.functional.problem import Problem
 from lightning_meta.inner.base import InnerOptimizer, check_optimizer
-from lightning_meta.task import map_tensors, tensors_of
+from lightning_meta.task import Examples, map_tensors, tensors_of
 
 OnStep = Callable[[int, Params, Params, Any], None]
 
@@ -92,8 +92,6 @@ class GradientBased(Algorithm):
         key = self.meta_gradient.compile_key(outer_step)
         return None if changes or key is None else (key, self.inner_steps)
 
-    # The inner loop.
-
     def adapt(
         self, problem: Problem, steps: int, *, order: Order, training: bool = False, on_step: OnStep | None = None
     ) -> Adapted:
@@ -110,16 +108,10 @@ class GradientBased(Algorithm):
             nonlocal support
             support = problem.support(params, step)
             batch = support if size is None else mini_batch(support, step, size, draw)
-            losses, buffers = problem.support_losses(params, buffers, batch, step, twice=order == 2)
-            if self.proximal:
-                ways = {name: param - initial[name] for name, param in params.items()}
-                losses = losses + self.proximal / 2 * inner(ways, ways)
-            return losses, buffers
+            return self.inner_losses(problem, batch, params, buffers, step, initial, twice=order == 2)
 
-        state, update = (
-            self.initial_state(problem, initial),
-            update_of(self.inner_optimizer, problem.learner.over_tasks),
-        )
+        state = self.initial_state(problem, initial)
+        update = update_of(self.inner_optimizer, problem.learner.over_tasks)
         params, buffers, state, losses = adapt(
             objective, initial, buffers, state, update, steps,
             order=order, scale=problem.scale, recompute=self.recompute, on_step=on_step,
@@ -128,6 +120,17 @@ class GradientBased(Algorithm):
         some = tensors_of(support.targets)[0]
         inner_losses = torch.stack(losses, 1) if losses else torch.empty(problem.count, 0, device=some.device)
         return Adapted(params, buffers, inner_losses, state, support)
+
+    def inner_losses(
+        self, problem: Problem, batch: Examples, params: Params, buffers: Params, step: int, initial: Params,
+        *, twice: bool = False,
+    ) -> tuple[Tensor, Params]:  # fmt: skip
+        """What an inner step descends, `(B,)`, and the buffers afterwards."""
+        losses, buffers = problem.support_losses(params, buffers, batch, step, twice=twice)
+        if self.proximal:
+            ways = {name: param - initial[name] for name, param in params.items()}
+            losses = losses + self.proximal / 2 * inner(ways, ways)
+        return losses, buffers
 
     def initial_params(self, problem: Problem, *, trainable: bool) -> Params:
         """Each task's parameters before the first step; differentiable in what is meta-learned if `trainable`."""
@@ -142,8 +145,6 @@ class GradientBased(Algorithm):
         if self.state is None:
             return state
         return map_tensors(lambda new, kept: kept.to(new).expand_as(new), state, self.state)
-
-    # Meta-training.
 
     def learn(self, problem: Problem) -> Outcome:
         """Adapt as the meta-gradient asks for."""
@@ -177,8 +178,6 @@ class GradientBased(Algorithm):
         fits = carried is None or [t.shape for t in tensors_of(carried)] == [t.shape for t in tensors_of(fresh)]
         self.state = carried if fits else None
         return fits
-
-    # Evaluation.
 
     def evaluate(self, problem: Problem) -> Outcome:
         """Adapt without a meta-gradient, and measure before and after."""

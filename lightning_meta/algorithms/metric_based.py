@@ -1,6 +1,7 @@
 """Embedding × head: the algorithms that adapt in closed form."""
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from lightning_meta.algorithms.base import Algorithm, Fitted, Outcome, Statistic
 from lightning_meta.algorithms.heads import Head
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.functional.losses import check_support_classes
+from lightning_meta.functional.masks import joint_mask
 from lightning_meta.functional.normalization import batch_normalized_layers
 from lightning_meta.functional.problem import Problem
 from lightning_meta.task import map_tensors, number_of_examples
@@ -55,10 +57,10 @@ class MetricBased(Algorithm):
         if steps is not None:
             raise ConfigurationError(f"There is no inner loop, so steps={steps} has no meaning. Leave it out.")
         learner, support = self._embedding(problem), problem.support({}, 0)
-        buffers = dict(learner.network.named_buffers())
+        buffers = replace(problem, learner=learner).initial_buffers()
         n_way = check_support_classes(problem.tasks, all_below=True)
         with torch.no_grad():
-            features, _ = learner.predict({}, _of_tasks(buffers, 1), support.inputs)
+            features, _ = learner.predict({}, buffers, support.inputs)
             weight, bias = self.head(_checked(features), support.targets, n_way)
         return Fitted(learner.network, {}, (weight[0], bias[0]))
 
@@ -75,10 +77,10 @@ class MetricBased(Algorithm):
     def _logits(self, problem: Problem, statistics: Statistics) -> Tensor:
         """What the tasks' heads make of the query sets, `(B, queries, N)`."""
         learner, support, query = self._embedding(problem), problem.support({}, 0), problem.query({})
-        buffers = _of_tasks(dict(learner.network.named_buffers()), problem.count)
+        buffers = replace(problem, learner=learner).initial_buffers()
         if statistics == "query batch (transductive)" or not batch_normalized_layers(learner.network):
             both = map_tensors(lambda s, q: torch.cat([s, q], 1), support.inputs, query.inputs)
-            mask = None if support.mask is None or query.mask is None else torch.cat([support.mask, query.mask], 1)
+            mask = joint_mask(support, query)
             features, _ = learner.predict({}, buffers, both, mask)
             of_support, of_query = torch.tensor_split(_checked(features), [number_of_examples(support)], 1)
         else:
@@ -92,10 +94,6 @@ class MetricBased(Algorithm):
             logits = torch.baddbmm(bias.unsqueeze(1), of_query.to(weight.dtype), weight.transpose(1, 2))
         found: Tensor = problem.without_absent_classes(logits)
         return found
-
-
-def _of_tasks(buffers: dict[str, Tensor], tasks: int) -> dict[str, Tensor]:
-    return {name: b.detach().unsqueeze(0).expand(tasks, *b.shape).clone() for name, b in buffers.items()}
 
 
 def _checked(features: Any) -> Tensor:

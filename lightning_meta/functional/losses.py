@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
-from lightning_meta.functional.masks import filled, masked_mean, real_parts
+from lightning_meta.functional.masks import filled, like, masked_mean, real_parts
 from lightning_meta.task import Task, are_classes, first_tensor, map_tensors
 
 Loss = Callable[[Any, Any], Tensor]
@@ -44,7 +44,7 @@ def losses_of_tasks(loss: Loss, predictions: Any, targets: Any, mask: Tensor | N
     is_tensor = isinstance(predictions, Tensor)
     if loss is F.mse_loss and is_tensor and predictions.shape == targets.shape:
         each = F.mse_loss(predictions, targets, reduction="none")
-        return each.flatten(1).mean(1) if mask is None else masked_mean(each.flatten(2).mean(2), mask)
+        return each.flatten(1).mean(1) if mask is None else masked_mean(each, like(mask, each))
     if loss is F.cross_entropy and is_tensor and predictions.dim() == 3 and are_classes(targets):
         each = F.cross_entropy(predictions.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
         counts = targets != IGNORED
@@ -73,7 +73,7 @@ def accuracies_of_tasks(predictions: Any, targets: Any, mask: Tensor | None = No
         return {}
     right, counts = predictions.argmax(-1) == targets, targets != IGNORED
     if mask is not None:
-        counts = counts & mask.view(*mask.shape, *(1,) * (targets.dim() - 2))
+        counts = counts & like(mask, targets)
     return {"accuracy": (right & counts).flatten(1).sum(1) / counts.flatten(1).sum(1)}
 
 

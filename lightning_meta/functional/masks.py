@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_meta.task import Examples, map_tensors
+from lightning_meta.task import Examples, first_tensor, map_tensors
 
 Result = TypeVar("Result")
 
@@ -34,10 +34,25 @@ def filled(examples: Examples) -> Examples:
     return Examples(map_tensors(fill, examples.inputs), map_tensors(fill, examples.targets), mask)
 
 
+def joint_mask(*parts: Examples) -> Tensor | None:
+    """Which examples there are of several sets in a row, `(B, examples of all)`; `None` where no set has a mask."""
+    if all(part.mask is None for part in parts):
+        return None
+    masks = []
+    for part in parts:
+        first = first_tensor(part.inputs)
+        masks.append(first.new_ones(first.shape[:2], dtype=torch.bool) if part.mask is None else part.mask)
+    return torch.cat(masks, 1)
+
+
+def like(mask: Tensor, values: Tensor) -> Tensor:
+    """A mask `(B, examples)` for values `(B, examples, ...)`, of their shape."""
+    return mask.view(*mask.shape, *(1,) * (values.dim() - 2)).expand_as(values)
+
+
 def masked_mean(values: Tensor, counts: Tensor) -> Tensor:
-    """The mean of each task's values `(B, examples, ...)` over those that count, `(B,)`."""
-    total = torch.where(counts, values, 0).flatten(1).sum(1)
-    return total / counts.flatten(1).sum(1)
+    """The mean of each task's values `(B, examples, ...)` over those that count, a mask of their shape: `(B,)`."""
+    return torch.where(counts, values, 0).flatten(1).sum(1) / counts.flatten(1).sum(1)
 
 
 def real_parts(mask: Tensor, *trees: Any) -> Iterator[tuple[Any, ...]]:

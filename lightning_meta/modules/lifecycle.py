@@ -17,11 +17,13 @@ from lightning_meta.modules.trainer_checks import check_trainer
 class Lifecycle(pl.Callback):
     """Prepares a `MetaModule`'s run, clips its meta-gradients and reports what it measures."""
 
-    def __init__(self, trainer: pl.Trainer, module: Any) -> None:
+    @classmethod
+    def attach(cls, trainer: Any, module: pl.LightningModule) -> list[pl.Callback]:
+        """Check the Trainer, and give it what it lacks: this callback, and checkpoints that are written whole."""
         check_trainer(trainer, type(module).__name__)
-        strategy = trainer.strategy
-        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default, which is not atomic
-            strategy.checkpoint_io = AtomicCheckpointIO()
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default, which is not atomic
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return [] if any(isinstance(callback, cls) for callback in trainer.callbacks) else [cls()]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Ask the C library to keep freed memory, on a CPU."""

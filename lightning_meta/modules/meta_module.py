@@ -203,7 +203,7 @@ class MetaModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What a run needs of hooks, so that those of the module are free for users."""
-        return [Lifecycle(self.trainer, self)]
+        return Lifecycle.attach(self.trainer, self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a resumed training needs, and a description of the objects that it is made of."""

@@ -61,7 +61,6 @@ class OuterStep:
         self.skipped = 0
         """How many outer steps were skipped in this training, because something was not finite."""
         self._skipped_in_a_row = 0
-        self._loss = torch.tensor(torch.nan)
         self.tasks_together: int | None = None
         """How many tasks ran together in the last outer step of this training; 0 for one after another."""
 
@@ -79,8 +78,8 @@ class OuterStep:
                 if i == 0:
                     batch = collected(module, batch, training=True)
                     self._describe(module, batch)
-                problem = self._differentiate(module, batch)
-            self._finish(module, problem, number_of_tasks(batch))
+                loss, problem = self._differentiate(module, batch)
+            self._finish(module, loss, problem, number_of_tasks(batch))
 
     def _describe(self, module: "MetaModule", tasks: Task) -> None:
         """Say once how tasks are run."""
@@ -89,8 +88,8 @@ class OuterStep:
             rank_zero_info(f"task_parallel={task_map.task_parallel!r}: {task_map.describe(tasks)} on each device.")
         self.tasks_together = task_map.together(tasks)
 
-    def _differentiate(self, module: "MetaModule", tasks: Task) -> str | None:
-        """Leave the meta-gradient in `.grad`; says what is not finite about the loss, if anything."""
+    def _differentiate(self, module: "MetaModule", tasks: Task) -> tuple[Tensor, str | None]:
+        """Leave the meta-gradient in `.grad`; returns the loss, and what is not finite about it, if anything."""
         optimizer: Any = module.optimizers()
         module.outcome = None
         loss = module.meta_loss(tasks)
@@ -98,10 +97,9 @@ class OuterStep:
         optimizer.zero_grad()
         # Devices add up their gradients: so the problem of one reaches all, and they decide alike.
         module.manual_backward(loss if problem is None else loss * torch.nan)
-        self._loss = loss.detach()
-        return problem
+        return loss.detach(), problem
 
-    def _finish(self, module: "MetaModule", problem: str | None, tasks: int) -> None:
+    def _finish(self, module: "MetaModule", loss: Tensor, problem: str | None, tasks: int) -> None:
         """Move the parameters, and log."""
         outcome: Outcome | None = module.outcome  # a meta_loss of a user's own may leave none
         if self._update(module, module.optimizers(), problem) and outcome is not None:
@@ -109,7 +107,7 @@ class OuterStep:
         scheduler = module.lr_schedulers()
         if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step()
-        self._log(module, self._loss, outcome, tasks)
+        self._log(module, loss, outcome, tasks)
 
     def _update(self, module: "MetaModule", optimizer: Any, problem: str | None) -> bool:
         """Make the outer optimizer's step, unless something is not finite; whether it was made."""

@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
 
-from lightning_meta import Examples, MAMLModule, ProtoNetModule, Task, TaskDataModule
+from lightning_meta import Examples, MAMLModule, ProtoNetModule, RunCheckpoint, Task, TaskDataModule
 from lightning_meta.algorithms import Actor
+from lightning_meta.functional.task_map import joined
 from lightning_meta.modules.evaluation import collected
 from lightning_meta.randomness import uniforms
 from lightning_meta.task import map_tensors
-from tests.conftest import relative_error, vector_tasks
+from tests.conftest import image_tasks, relative_error, vector_tasks
+from tests.modules.test_contracts import made as contract
+from tests.modules.test_contracts import trainer
 
 EPISODES, HORIZON, SIGMA = 8, 10, 0.1
 PLACES = EPISODES * HORIZON
@@ -114,6 +118,30 @@ def test_the_stored_batch_has_what_the_adapted_policy_did():
     assert (seen[2][1]["0.weight"] - seen[0][1]["0.weight"]).abs().max() > 1e-4
 
 
+def run(folder, epochs, resume=None, steps=40):
+    module = made(optimizer=lambda p: torch.optim.Adam(p, 5e-3), outer_steps_per_batch=2)
+    data = Navigation(meta_batch_size=8, steps_per_epoch=steps, val_tasks=20, test_tasks=40, eval_batch_size=20)
+    callbacks = [RunCheckpoint(str(folder), monitor="val/query_loss")]
+    run = trainer(folder, max_epochs=epochs, precision="64-true", enable_checkpointing=True, callbacks=callbacks)
+    run.fit(module, data, ckpt_path=resume)
+    return module, data, run
+
+
+def test_it_learns_and_a_resumed_training_is_one_that_was_not_interrupted(tmp_path):
+    pl.seed_everything(0)
+    whole, data, trained = run(tmp_path / "whole", 2)
+    assert trained.global_step == 2 * 2 * 40
+    (after,) = trained.test(whole, data, verbose=False)
+    (before,) = trained.test(made(), data, verbose=False)
+    print(f"return {before['test/query_return']:.2f} before, {after['test/query_return']:.2f} after")
+    assert after["test/query_return"] > before["test/query_return"] + before["test/query_return_ci95"]
+    pl.seed_everything(0)
+    run(tmp_path / "half", 1)
+    resumed, *_ = run(tmp_path / "half", 2, resume=tmp_path / "half" / "last.ckpt")
+    for found, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_what_has_no_inner_steps_cannot_be_adapted():
     module, tasks = ProtoNetModule(nn.Linear(6, 4).double()), vector_tasks()
     act = Actor(module.algorithm, module.task_map, lambda: module.problem(tasks), training=True)
@@ -121,3 +149,23 @@ def test_what_has_no_inner_steps_cannot_be_adapted():
     assert act(tasks.query.inputs).shape == (4, 9, 4)
     with pytest.raises(ValueError, match="MetricBased has no inner steps"):
         act.adapt(tasks.support)
+
+
+@pytest.mark.parametrize("name", ["maml", "maml_adam", "maml_plus_plus", "meta_lstm", "imaml", "protomaml", "cavia"])
+@pytest.mark.parametrize("way", ["vmap", "loop", 3])
+def test_the_actor_makes_the_inner_steps_of_the_algorithm(name, way):
+    tasks, module = image_tasks(), contract(name, task_parallel=way)
+    act = Actor(module.algorithm, module.task_map, lambda: module.problem(tasks), training=True)
+    losses = [act.adapt(tasks.support) for _ in range(act.steps)]
+    found = act(tasks.query.inputs)
+
+    def run(problem):
+        adapted = module.algorithm.adapt(problem, act.steps, order=0)
+        query = problem.query(adapted.params)
+        predictions, _ = problem.predict(adapted.params, adapted.buffers, query, adapted.steps)
+        return predictions, adapted.inner_losses
+
+    expected, inner_losses = joined(list(module.task_map(run, module.problem(tasks))))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.stack(losses, 1), inner_losses, rtol=1e-10, atol=1e-12)
+    assert (losses[0] - losses[-1]).abs().max() > 1e-6

@@ -353,3 +353,14 @@ def test_double_precision_on_images():
     run = trainer(precision="64-true")
     run.fit(MAMLModule(Conv4(5, hidden=4), 0.1), images(steps_per_epoch=2))
     assert run.global_step == 2
+
+
+def test_a_list_of_shots_is_a_row_of_results_each():
+    module, run = MAMLModule(Conv4(5, hidden=4), 0.1), trainer()
+    rows = run.test(module, images(test_k_shot=[1, 3]), verbose=False)
+    found = {name: value for row in rows for name, value in row.items()}
+    for shot in (1, 3):
+        (alone,) = trainer().test(module, images(test_k_shot=shot), verbose=False)
+        assert found[f"test/query_accuracy/5-way {shot}-shot"] == pytest.approx(alone["test/query_accuracy"], abs=1e-6)
+        assert f"test/query_accuracy_ci95/5-way {shot}-shot" in found
+    assert "test/query_accuracy" not in found

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_meta import Examples, MAMLModule, Task
+from lightning_meta.functional.losses import losses_of_tasks
 from lightning_meta.functional.mini_batches import mini_batch
 from lightning_meta.metrics import mean_and_ci95
 from tests.conftest import relative_error, vector_tasks
@@ -146,3 +147,31 @@ def test_what_cannot_be_masked_is_refused_by_name():
 
     with pytest.raises(RuntimeError, match=r"Batch normalization gets 72 things .* of 9 examples"):
         MAMLModule(Positions().double(), 0.1, task_parallel="vmap").meta_loss(BATCH)
+
+
+@pytest.mark.parametrize("name", ["protonet", "r2d2", "metaoptnet", "maml", "reptile"])
+@pytest.mark.parametrize("transductive", [True, False])
+def test_one_set_may_be_masked_and_the_other_not(name, transductive):
+    """A support set without padding, and query sets with some."""
+    tasks = padded([SINGLES[1], SINGLES[1]])
+    short = tasks.query._replace(mask=tasks.query.mask.clone())
+    short.mask[1, 4:] = False
+    short.inputs[1, 4:] = math.nan
+    module = padded_module(name, "vmap", transductive=transductive).eval()
+    values = {}
+    for kind, support in (("masked", tasks.support), ("not", tasks.support._replace(mask=None))):
+        (outcome,) = list(module.task_map(module.algorithm.evaluate, module.problem(Task(support, short))))
+        values[kind] = outcome.losses
+    assert torch.isfinite(values["not"]).all()
+    torch.testing.assert_close(values["not"], values["masked"], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("trailing", [(), (1,), (2, 3)])
+@pytest.mark.parametrize("loss", [F.mse_loss, lambda p, t: (p - t).square().mean()])
+def test_masked_regression_of_any_shape(trailing, loss):
+    generator = torch.Generator().manual_seed(0)
+    predictions, targets = torch.randn(2, 2, 5, *trailing, generator=generator, dtype=torch.float64)
+    mask = torch.tensor([[True, True, False, False, False], [True, True, True, True, False]])
+    found = losses_of_tasks(loss, predictions, targets, mask)
+    expected = [F.mse_loss(p[m], t[m]) for p, t, m in zip(predictions, targets, mask, strict=True)]
+    torch.testing.assert_close(found, torch.stack(expected))
