@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
+import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -95,3 +96,33 @@ def first_tensor(tree: Any) -> Tensor:
 def are_classes(targets: Any) -> bool:
     """Whether the targets of a batch of tasks are one class number for each example, `(B, examples)`."""
     return isinstance(targets, Tensor) and targets.dim() == 2 and not targets.is_floating_point()
+
+
+def common_ways(tasks: Task) -> int | None:
+    """The number `N` of classes, where every task has all of the classes 0 to `N - 1`; `None` elsewhere.
+
+    Args:
+        tasks: A batch; `None` without a look at the data where targets are no class numbers, or examples are masked.
+    """
+    support, query = tasks.support.targets, tasks.query.targets
+    if tasks.support.mask is not None or tasks.query.mask is not None or not are_classes(support):
+        return None
+    largest = int(support.max()) if support.numel() else -1
+    if largest < 0 or (are_classes(query) and int(query.max()) > largest):
+        return None
+    present = present_classes(Task(tasks.support, tasks.support), largest + 1)
+    return largest + 1 if bool(present.all()) else None
+
+
+def present_classes(tasks: Task, n_way: int) -> Tensor:
+    """Which of the classes 0 to `N - 1` the examples of each task have, support and query together: `(B, N)` bool."""
+    targets = tasks.support.targets
+    present = torch.zeros(len(targets), n_way + 1, dtype=torch.bool, device=targets.device)
+    for part in tasks:
+        if not are_classes(part.targets):
+            continue
+        counts = (part.targets >= 0) & (part.targets < n_way)
+        if part.mask is not None:
+            counts = counts & part.mask
+        present.scatter_(1, torch.where(counts, part.targets, n_way), True)
+    return present[:, :n_way]

@@ -10,10 +10,10 @@ from torch import Tensor
 from lightning_meta.algorithms.base import Algorithm
 from lightning_meta.algorithms.gradient_based import GradientBased
 from lightning_meta.errors import ConfigurationError
-from lightning_meta.functional.inner_loop import adapt, update_of
+from lightning_meta.functional.inner_loop import BatchUpdate, adapt
 from lightning_meta.functional.masks import filled
 from lightning_meta.functional.network import Params
-from lightning_meta.functional.problem import Problem
+from lightning_meta.functional.problem import InnerObjective, Problem
 from lightning_meta.functional.task_map import TaskMap, joined
 from lightning_meta.task import Examples, Task
 
@@ -71,16 +71,12 @@ class Actor:
 
         def run(part: Problem, params: Params, buffers: Params, state: Any, initial: Params, given: Any) -> Any:
             part = replace(part, tasks=Task(given, given))
-            one_step = update_of(algorithm.inner_optimizer, part.learner.over_tasks)
-
-            def objective(params: Params, buffers: Params, _: int) -> tuple[Tensor, Params]:
-                return algorithm.inner_losses(part, filled(given), params, buffers, self.step, initial)
-
-            def update(grads: Params, state: Any, params: Params, *, loss: Tensor, step: int) -> tuple[Params, Any]:
-                return one_step(grads, state, params, loss=loss, step=self.step)
-
+            objective = InnerObjective(part, initial, proximal=algorithm.proximal, given=filled(given))
+            update = BatchUpdate(algorithm.inner_optimizer, part.learner.over_tasks)
             params = {name: param.detach().requires_grad_() for name, param in params.items()}
-            *learned, losses = adapt(objective, params, buffers, state, update, 1, order=0, scale=part.scale)
+            *learned, losses = adapt(
+                objective, params, buffers, state, update, 1, order=0, scale=part.scale, first=self.step
+            )
             return (*learned, initial), losses[0]
 
         with torch.enable_grad():
@@ -107,8 +103,7 @@ class Actor:
         return joined(list(self.task_map(run, replace(problem, tasks=tasks))))
 
     def _start(self, part: Problem) -> tuple[Params, Params, Any, Params]:
-        buffers = part.initial_buffers()
         if not isinstance(self.algorithm, GradientBased):
-            return {}, buffers, (), {}
-        params = self.algorithm.initial_params(part, trainable=False)
-        return params, buffers, self.algorithm.initial_state(part, params), params
+            return {}, part.initial()[1], (), {}
+        params, buffers, state = self.algorithm.initial(part, trainable=False)
+        return params, buffers, state, params

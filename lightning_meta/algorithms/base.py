@@ -41,6 +41,7 @@ class Adapted(NamedTuple):
         inner_losses: The support losses before each step, `(B, steps)`.
         state: The inner optimizer's state.
         support: The support examples of the last step.
+        steps: How many inner steps were made.
     """
 
     params: Params
@@ -48,11 +49,7 @@ class Adapted(NamedTuple):
     inner_losses: Tensor
     state: Any
     support: Examples
-
-    @property
-    def steps(self) -> int:
-        """How many inner steps were made."""
-        return self.inner_losses.shape[1]
+    steps: int
 
 
 class Fitted(NamedTuple):

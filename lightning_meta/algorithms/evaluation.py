@@ -33,12 +33,8 @@ def details(
     algorithm: "GradientBased", problem: Problem, adapted: Adapted, query: Examples, statistics: Statistics
 ) -> dict[str, Tensor]:
     """The support loss after adaptation, and every metric before it, of the data that is at hand."""
-    start = adapted._replace(
-        params=algorithm.initial_params(problem, trainable=False),
-        buffers=problem.initial_buffers(),
-        inner_losses=adapted.inner_losses[:, :0],
-    )
-    before = predicted(problem, start, query, statistics)
+    params, buffers, _ = algorithm.initial(problem, trainable=False)
+    before = predicted(problem, adapted._replace(params=params, buffers=buffers, steps=0), query, statistics)
     after, _ = problem.support_losses(adapted.params, adapted.buffers, adapted.support, adapted.steps)
     values = {"support_loss": after, "query_loss_before": problem.losses(before, query)}
     if adapted.steps:
@@ -70,10 +66,8 @@ def curve(algorithm: "GradientBased", problem: Problem, steps: int) -> dict[str,
 
     @torch.no_grad()
     def measure(step: int, params: Params, buffers: Params, _: Any) -> None:
-        query = problem.query(params)
-        predictions, _ = problem.predict(params, buffers, query, step)
-        losses = problem.losses(predictions, query)
-        rows.append({"query_loss": losses} | problem.metrics("query", predictions, query))
+        losses, metrics, _ = problem.judged(params, buffers, step)
+        rows.append({"query_loss": losses} | metrics)
 
     algorithm.adapt(problem, steps, order=0, on_step=measure)
     return {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}

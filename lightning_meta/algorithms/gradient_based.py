@@ -11,14 +11,12 @@ from lightning_meta.algorithms.base import Adapted, Algorithm, Fitted, MetaGradi
 from lightning_meta.algorithms.evaluation import curve, details, evaluate, predicted
 from lightning_meta.algorithms.start import Start
 from lightning_meta.errors import ConfigurationError
-from lightning_meta.functional.conjugate_gradient import inner
-from lightning_meta.functional.inner_loop import Order, adapt, check_steps, update_of
-from lightning_meta.functional.mini_batches import mini_batch
+from lightning_meta.functional.inner_loop import BatchUpdate, Order, adapt, check_steps
 from lightning_meta.functional.multi_step import multi_step_weights
 from lightning_meta.functional.network import Params, dict_key, select_parameters
-from lightning_meta.functional.problem import Problem
+from lightning_meta.functional.problem import InnerObjective, Problem
 from lightning_meta.inner.base import InnerOptimizer, check_optimizer
-from lightning_meta.task import Examples, map_tensors, tensors_of
+from lightning_meta.task import map_tensors, tensors_of
 
 OnStep = Callable[[int, Params, Params, Any], None]
 
@@ -101,64 +99,43 @@ class GradientBased(Algorithm):
                 f"per_step_norm=True has scales and shifts for {self.inner_steps} steps, not for {steps}."
             )
         size, draw = (self.inner_batch_size, problem.outer_step) if training else (self.val_inner_batch_size, 0)
-        initial, buffers = self.initial_params(problem, trainable=order > 0), problem.initial_buffers()
-        support = None if steps else problem.support(initial, 0)
-
-        def objective(params: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
-            nonlocal support
-            support = problem.support(params, step)
-            batch = support if size is None else mini_batch(support, step, size, draw)
-            return self.inner_losses(problem, batch, params, buffers, step, initial, twice=order == 2)
-
-        state = self.initial_state(problem, initial)
-        update = update_of(self.inner_optimizer, problem.learner.over_tasks)
+        initial, buffers, state = self.initial(problem, trainable=order > 0)
+        objective = InnerObjective(problem, initial, order == 2, self.proximal, size, draw)
         params, buffers, state, losses = adapt(
-            objective, initial, buffers, state, update, steps,
+            objective, initial, buffers, state, BatchUpdate(self.inner_optimizer, problem.learner.over_tasks), steps,
             order=order, scale=problem.scale, recompute=self.recompute, on_step=on_step,
         )  # fmt: skip
-        assert support is not None
+        support = objective.support or problem.support(initial, 0)
         some = tensors_of(support.targets)[0]
         inner_losses = torch.stack(losses, 1) if losses else torch.empty(problem.count, 0, device=some.device)
-        return Adapted(params, buffers, inner_losses, state, support)
+        return Adapted(params, buffers, inner_losses, state, support, steps)
 
-    def inner_losses(
-        self, problem: Problem, batch: Examples, params: Params, buffers: Params, step: int, initial: Params,
-        *, twice: bool = False,
-    ) -> tuple[Tensor, Params]:  # fmt: skip
-        """What an inner step descends, `(B,)`, and the buffers afterwards."""
-        losses, buffers = problem.support_losses(params, buffers, batch, step, twice=twice)
-        if self.proximal:
-            ways = {name: param - initial[name] for name, param in params.items()}
-            losses = losses + self.proximal / 2 * inner(ways, ways)
-        return losses, buffers
+    def initial(self, problem: Problem, *, trainable: bool) -> tuple[Params, Params, Any]:
+        """Each task's parameters, buffers and state of the inner optimizer before the first step.
 
-    def initial_params(self, problem: Problem, *, trainable: bool) -> Params:
-        """Each task's parameters before the first step; differentiable in what is meta-learned if `trainable`."""
-        params = problem.initial_params(trainable=trainable)
-        return params if self.start is None else self.start(problem, params, trainable=trainable)
-
-    def initial_state(self, problem: Problem, params: Params) -> Any:
-        """Each task's state of the inner optimizer before the first step."""
+        The parameters are differentiable in what is meta-learned if `trainable`; otherwise they are leaves.
+        """
+        params, buffers = problem.initial(trainable=trainable)
+        if self.start is not None:
+            params = self.start(problem, params, trainable=trainable)
         init = self.inner_optimizer.init
         runs_on_batches = getattr(self.inner_optimizer.update, "elementwise", False)
         state = init(params) if runs_on_batches else problem.learner.over_tasks(init)(params)
-        if self.state is None:
-            return state
-        return map_tensors(lambda new, kept: kept.to(new).expand_as(new), state, self.state)
+        if self.state is not None:
+            state = map_tensors(lambda new, kept: kept.to(new).expand_as(new), state, self.state)
+        return params, buffers, state
 
     def learn(self, problem: Problem) -> Outcome:
         """Adapt as the meta-gradient asks for."""
         return self.meta_gradient(self, problem)
 
-    def judged(self, problem: Problem, adapted: Adapted) -> Outcome:
-        """The query losses of adapted parameters, differentiable, and what to log."""
-        query = problem.query(adapted.params)
-        predictions, _ = problem.predict(adapted.params, adapted.buffers, query, adapted.steps)
-        losses = problem.losses(predictions, query)
-        metrics = problem.metrics("query", predictions, query)
+    def learned(self, problem: Problem, order: Order, on_step: OnStep | None = None) -> tuple[Outcome, Adapted]:
+        """Adapt in meta-training: the query losses of adapted parameters, differentiable, and what to log."""
+        adapted = self.adapt(problem, self.inner_steps, order=order, training=True, on_step=on_step)
+        losses, metrics, query = problem.judged(adapted.params, adapted.buffers, adapted.steps)
         if problem.details:
             metrics |= details(self, problem, adapted, query, "query batch (transductive)")
-        return Outcome(losses, metrics, adapted.inner_losses)
+        return Outcome(losses, metrics, adapted.inner_losses), adapted
 
     def carry(self, mean: Any) -> None:
         """Keep the mean state of the inner optimizer."""
@@ -228,20 +205,16 @@ class Unrolled:
 
     def __call__(self, algorithm: "GradientBased", problem: Problem) -> Outcome:
         """Adapt; the objective is the query loss after the last inner step or, for a time, after every one."""
-        order = self.order(problem.outer_step)
-        if problem.outer_step >= self.multi_step_loss_steps:
-            adapted = algorithm.adapt(problem, algorithm.inner_steps, order=order, training=True)
-            return algorithm.judged(problem, adapted)
+        order, outer_step = self.order(problem.outer_step), problem.outer_step
+        if outer_step >= self.multi_step_loss_steps:
+            return algorithm.learned(problem, order)[0]
         early: list[Tensor] = []
 
         def measure(step: int, params: Params, buffers: Params, _: Any) -> None:
             if 0 < step < algorithm.inner_steps:
-                query = problem.query(params)
-                predictions, _ = problem.predict(params, buffers, query, step)
-                early.append(problem.losses(predictions, query))
+                early.append(problem.judged(params, buffers, step)[0])
 
-        adapted = algorithm.adapt(problem, algorithm.inner_steps, order=order, training=True, on_step=measure)
-        outcome = algorithm.judged(problem, adapted)
-        weights = multi_step_weights(algorithm.inner_steps, problem.outer_step / self.multi_step_loss_steps)
+        outcome, _ = algorithm.learned(problem, order, measure)
+        weights = multi_step_weights(algorithm.inner_steps, outer_step / self.multi_step_loss_steps)
         weighted = torch.stack([w * losses for w, losses in zip(weights, [*early, outcome.losses], strict=True)]).sum(0)
         return outcome._replace(losses=outcome.losses.detach() + weighted - weighted.detach())

@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_meta.algorithms.base import Outcome
 from lightning_meta.algorithms.gradient_based import GradientBased
 from lightning_meta.functional.conjugate_gradient import conjugate_gradient, inner
-from lightning_meta.functional.gradients import scaled_gradients, task_surrogates
+from lightning_meta.functional.gradients import task_surrogates
+from lightning_meta.functional.inner_loop import scaled_gradients
 from lightning_meta.functional.network import Params
 from lightning_meta.functional.problem import Problem
 
@@ -38,9 +39,8 @@ class Implicit:
 
     def __call__(self, algorithm: GradientBased, problem: Problem) -> Outcome:
         """Adapt, and solve for the meta-gradient at the adapted parameters."""
-        adapted = algorithm.adapt(problem, algorithm.inner_steps, order=0, training=True)
+        outcome, adapted = algorithm.learned(problem, order=0)
         params, strength = adapted.params, algorithm.proximal
-        outcome = algorithm.judged(problem, adapted)
         right = _gradient(problem, outcome.losses, params)
         support, _ = problem.support_losses(params, adapted.buffers, adapted.support, adapted.steps, twice=True)
         support_gradient = _gradient(problem, support, params, create_graph=True)
@@ -50,7 +50,7 @@ class Implicit:
             return {name: v[name] + curvature[name] / strength for name in v}
 
         solution = conjugate_gradient(product, right, self.cg_steps)
-        losses = task_surrogates(outcome.losses, algorithm.initial_params(problem, trainable=True), solution)
+        losses = task_surrogates(outcome.losses, algorithm.initial(problem, trainable=True)[0], solution)
         if len(params) < sum(p.requires_grad for p in problem.learner.network.parameters()):
             # What is shared by all tasks acts on the query loss, and on where the inner problem has its solution.
             shared = outcome.losses - inner(support_gradient, solution) / strength

@@ -32,9 +32,9 @@ class Interpolation:
         support = adapted.support
         with torch.no_grad():
             predictions, _ = problem.predict(adapted.params, adapted.buffers, support, adapted.steps)
-            losses = problem.losses(predictions, support, inner=True)
+            losses = problem.inner_losses(predictions, support.targets, mask=support.mask)
             metrics = problem.metrics("support", predictions, support)
-        initial = algorithm.initial_params(problem, trainable=True)
+        initial, *_ = algorithm.initial(problem, trainable=True)
         ways = {name: initial[name] - param for name, param in adapted.params.items()}
         carried = map_tensors(torch.detach, adapted.state) if algorithm.carries else ()
         return Outcome(task_surrogates(losses, initial, ways), metrics, adapted.inner_losses, carried)

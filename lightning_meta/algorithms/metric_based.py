@@ -57,7 +57,7 @@ class MetricBased(Algorithm):
         if steps is not None:
             raise ConfigurationError(f"There is no inner loop, so steps={steps} has no meaning. Leave it out.")
         learner, support = self._embedding(problem), problem.support({}, 0)
-        buffers = replace(problem, learner=learner).initial_buffers()
+        _, buffers = replace(problem, learner=learner).initial()
         n_way = check_support_classes(problem.tasks, all_below=True)
         with torch.no_grad():
             features, _ = learner.predict({}, buffers, support.inputs)
@@ -77,7 +77,7 @@ class MetricBased(Algorithm):
     def _logits(self, problem: Problem, statistics: Statistics) -> Tensor:
         """What the tasks' heads make of the query sets, `(B, queries, N)`."""
         learner, support, query = self._embedding(problem), problem.support({}, 0), problem.query({})
-        buffers = replace(problem, learner=learner).initial_buffers()
+        _, buffers = replace(problem, learner=learner).initial()
         if statistics == "query batch (transductive)" or not batch_normalized_layers(learner.network):
             both = map_tensors(lambda s, q: torch.cat([s, q], 1), support.inputs, query.inputs)
             mask = joint_mask(support, query)

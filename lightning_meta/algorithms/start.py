@@ -40,7 +40,7 @@ class PrototypeStart:
             body = problem.learner.part("body")
             at_start = problem.at_step(params, 0)
             own = {short: at_start[name] for short, name in strip(at_start, "body").items()}
-            buffers = problem.initial_buffers()
+            _, buffers = problem.initial()
             own_buffers = {short: buffers[name] for short, name in strip(buffers, "body").items()}
             features, _ = body.predict(own, own_buffers, support.inputs, support.mask)
             weight, bias = prototypical_head(prototypes(features, support.targets, n_way, support.mask))

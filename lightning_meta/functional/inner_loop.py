@@ -1,6 +1,7 @@
 """The inner loop: adapt parameters to a support set, a pure function of a dict of parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -8,14 +9,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError, NetworkError
-from lightning_meta.functional.gradients import scaled_gradients
 from lightning_meta.functional.network import Params
 
 Order = Literal[0, 1, 2]
 """What the adapted parameters are differentiable in: nothing (0), the initial parameters with the gradients taken for
 constants (1, FOMAML), or all of it (2)."""
-
-OverTasks = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Update(Protocol):
@@ -24,6 +22,43 @@ class Update(Protocol):
     def __call__(self, grads: Params, state: Any, params: Params, *, loss: Tensor, step: int) -> tuple[Params, Any]:
         """Return the new parameters and the new state."""
         ...
+
+
+def scaled_gradients(
+    output: Tensor,
+    inputs: Sequence[Tensor],
+    scale: float = 1.0,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> tuple[Tensor, ...]:
+    r"""The gradient of a scalar, computed as that of `scale` times the scalar and divided by `scale`.
+
+    Values on the way are `scale` times as large, so that under float16, whose smallest number is 6e-8, small ones do
+    not become zero. Paper: Micikevicius et al. 2018, arXiv:1710.03740, section 3.2.
+
+    Args:
+        output: A scalar.
+        inputs: Tensors of any shape that require grad, float32 or float64; the result is zero where `output` does not
+            depend on them.
+        scale: A positive number.
+        create_graph: Whether the result is differentiable.
+        retain_graph: Whether the graph is kept; if `None`, where the result is differentiable.
+
+    Returns:
+        The gradient of each input, of its shape and type.
+
+    Example:
+        >>> x = torch.tensor(3.0, requires_grad=True)
+        >>> scaled_gradients(x.square(), [x], 1024.0)
+        (tensor(6.),)
+    """
+    if scale != 1:
+        output = output.to(torch.promote_types(output.dtype, torch.float32)) * scale
+    gradients = torch.autograd.grad(
+        output, inputs, create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True
+    )
+    return gradients if scale == 1 else tuple(gradient / scale for gradient in gradients)
 
 
 def adapt(
@@ -37,6 +72,7 @@ def adapt(
     order: Order = 2,
     scale: float = 1.0,
     recompute: bool = False,
+    first: int = 0,
     on_step: Callable[[int, Params, Params, Any], None] | None = None,
 ) -> tuple[Params, Params, Any, list[Tensor]]:
     r"""Adapt every task's parameters by `steps` steps of an inner optimizer.
@@ -59,6 +95,7 @@ def adapt(
         scale: What the objective is multiplied by while gradients are computed: see `scaled_gradients`.
         recompute: Whether only each step's parameters are kept, and the meta-gradient computes the step again
             (gradient checkpointing): with many steps much less memory, for about a third more time.
+        first: The number of the first step.
         on_step: Called with the number of steps done, the parameters, the buffers and the state; first with 0 and the
             initial ones.
 
@@ -81,7 +118,7 @@ def adapt(
             params, state = update(grads, state, params, loss=loss.detach(), step=step)
         return params, buffers, state, loss.detach()
 
-    for step in range(steps):
+    for step in range(first, first + steps):
         if on_step is not None:
             on_step(step, params, buffers, state)
         if recompute and order == 2:
@@ -92,48 +129,57 @@ def adapt(
         if order == 0:
             params = {name: param.requires_grad_() for name, param in params.items()}
     if on_step is not None:
-        on_step(steps, params, buffers, state)
+        on_step(first + steps, params, buffers, state)
     return params, buffers, state, losses
 
 
-def update_of(optimizer: nn.Module, over_tasks: OverTasks) -> Update:
-    """The step of an inner optimizer, of one task, for all tasks at once.
+@dataclass(frozen=True)
+class BatchUpdate:
+    """The step of an inner optimizer, which is that of one task, for all tasks at once.
 
-    Args:
+    Attributes:
         optimizer: An `InnerOptimizer`.
         over_tasks: Lifts a function of one task to a batch; not used for an elementwise `update`, which runs on a batch
             as it is.
-
-    Returns:
-        The step, which raises an `ArgumentTypeError`, a `ConfigurationError` or a `NetworkError` where the optimizer
-        returns something else than parameters and a state, or writes into what it is given.
     """
-    # Bound methods and overridden ones alike: a subclass that overrides `update` has another function there.
-    runs_on_batches = getattr(optimizer.update, "elementwise", False)
 
-    def update(grads: Params, state: Any, params: Params, *, loss: Tensor, step: int) -> tuple[Params, Any]:
+    optimizer: Any
+    over_tasks: Callable[[Callable[..., Any]], Callable[..., Any]]
+
+    def __call__(self, grads: Params, state: Any, params: Params, *, loss: Tensor, step: int) -> tuple[Params, Any]:
+        """Make the step: see `InnerOptimizer.update`.
+
+        Raises:
+            ArgumentTypeError: The optimizer returns something else than parameters and a state.
+            ConfigurationError: It returns other parameters than it was given.
+            NetworkError: It writes into what it is given.
+        """
+
         def of_one_task(grads: Params, state: Any, params: Params, loss: Tensor) -> tuple[Params, Any]:
-            result = optimizer.update(grads, state, params, loss=loss, step=step)  # type: ignore[operator]
-            _check_result(optimizer, params, result)
-            return result  # type: ignore[no-any-return]
+            result = self.optimizer.update(grads, state, params, loss=loss, step=step)
+            return _check_result(self.optimizer, params, result)
 
         versions = [param._version for param in params.values()]
         with torch.autocast(loss.device.type, enabled=False):
-            function = of_one_task if runs_on_batches else over_tasks(of_one_task)
-            new: tuple[Params, Any] = function(grads, state, params, loss)
+            # Bound methods and overridden ones alike: a subclass that overrides `update` has another function there.
+            if getattr(self.optimizer.update, "elementwise", False):
+                new = self.optimizer.update(grads, state, params, loss=loss, step=step)
+                fits = isinstance(new, tuple) and len(new) == 2 and isinstance(new[0], dict)
+                if not fits or {n: p.shape for n, p in new[0].items()} != {n: p.shape for n, p in params.items()}:
+                    _check_result(self.optimizer, params, new)
+            else:
+                new = self.over_tasks(of_one_task)(grads, state, params, loss)
         changed = [name for (name, p), v in zip(params.items(), versions, strict=True) if p._version != v]
         if changed:
             raise NetworkError(
-                f"{type(optimizer).__name__}.update has written in place into {', '.join(changed)}, which the network "
-                "and the other tasks share, so the network is not what it was. Return new tensors, such as param - lr "
-                "* grad."
+                f"{type(self.optimizer).__name__}.update has written in place into {', '.join(changed)}, which the "
+                "network and the other tasks share, so the network is not what it was. Return new tensors, such as "
+                "param - lr * grad."
             )
-        return new
-
-    return update
+        return new  # type: ignore[no-any-return]
 
 
-def _check_result(optimizer: nn.Module, params: Params, result: Any) -> None:
+def _check_result(optimizer: nn.Module, params: Params, result: Any) -> tuple[Params, Any]:
     """Refuse what an inner optimizer returns if it is not the parameters that it was given, and a state."""
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], dict):
         raise ArgumentTypeError(
@@ -147,6 +193,7 @@ def _check_result(optimizer: nn.Module, params: Params, result: Any) -> None:
             f"{type(optimizer).__name__}.update must return every parameter that it was given, under its name and of "
             f"its shape; it does not for {', '.join(wrong)}."
         )
+    return result
 
 
 def check_steps(name: str, steps: int) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
 from lightning_meta.functional.masks import filled, like, masked_mean, real_parts
-from lightning_meta.task import Task, are_classes, first_tensor, map_tensors
+from lightning_meta.task import Task, are_classes, first_tensor, map_tensors, present_classes
 
 Loss = Callable[[Any, Any], Tensor]
 """Maps predictions and targets of one task to a scalar."""
@@ -75,36 +75,6 @@ def accuracies_of_tasks(predictions: Any, targets: Any, mask: Tensor | None = No
     if mask is not None:
         counts = counts & like(mask, targets)
     return {"accuracy": (right & counts).flatten(1).sum(1) / counts.flatten(1).sum(1)}
-
-
-def common_ways(tasks: Task) -> int | None:
-    """The number `N` of classes, where every task has all of the classes 0 to `N - 1`; `None` elsewhere.
-
-    Args:
-        tasks: A batch; `None` without a look at the data where targets are no class numbers, or examples are masked.
-    """
-    support, query = tasks.support.targets, tasks.query.targets
-    if tasks.support.mask is not None or tasks.query.mask is not None or not are_classes(support):
-        return None
-    largest = int(support.max()) if support.numel() else -1
-    if largest < 0 or (are_classes(query) and int(query.max()) > largest):
-        return None
-    present = present_classes(Task(tasks.support, tasks.support), largest + 1)
-    return largest + 1 if bool(present.all()) else None
-
-
-def present_classes(tasks: Task, n_way: int) -> Tensor:
-    """Which of the classes 0 to `N - 1` the examples of each task have, support and query together: `(B, N)` bool."""
-    targets = tasks.support.targets
-    present = torch.zeros(len(targets), n_way + 1, dtype=torch.bool, device=targets.device)
-    for part in tasks:
-        if not are_classes(part.targets):
-            continue
-        counts = (part.targets >= 0) & (part.targets < n_way)
-        if part.mask is not None:
-            counts = counts & part.mask
-        present.scatter_(1, torch.where(counts, part.targets, n_way), True)
-    return present[:, :n_way]
 
 
 def check_support_classes(tasks: Task, *, all_below: bool = False) -> int:

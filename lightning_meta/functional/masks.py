@@ -1,16 +1,14 @@
 """Tasks of different sizes in one batch: what is padding, and what each task has."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from functools import cache
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_meta.task import Examples, first_tensor, map_tensors
-
-Result = TypeVar("Result")
 
 
 def filled(examples: Examples) -> Examples:
@@ -61,18 +59,27 @@ def real_parts(mask: Tensor, *trees: Any) -> Iterator[tuple[Any, ...]]:
         yield tuple(map_tensors(lambda t, b=b, own=own: t[b][own], tree) for tree in trees)
 
 
-def with_mask(hook: Callable[..., Result], predictions: Any, targets: Any, mask: Tensor) -> Result:
-    """Call a function of predictions and targets of all tasks, `(B, examples, ...)`, on the examples that there are.
+def complete_hooks(cls: type, *names: str) -> None:
+    """Give methods of predictions and targets of all tasks, `(B, examples, ...)`, an argument `mask` if they have none.
 
-    A function that has an argument `mask` gets it. Another one is called for one task after another, with its real
-    examples alone.
+    Where there is a mask, they are called for one task after another then, with its real examples alone.
     """
-    if _takes_mask(getattr(hook, "__func__", hook)):
-        return hook(predictions, targets, mask=mask)
-    results = [hook(*map_tensors(lambda t: t.unsqueeze(0), part)) for part in real_parts(mask, predictions, targets)]
-    return map_tensors(lambda *each: torch.cat(each), *results)
+    for name in names:
+        _complete(cls, name)
 
 
-@cache
-def _takes_mask(function: Callable[..., Any]) -> bool:
-    return "mask" in inspect.signature(function).parameters
+def _complete(cls: type, name: str) -> None:
+    parameters = inspect.signature(getattr(cls, name), follow_wrapped=False).parameters.values()
+    if any(parameter.name == "mask" or parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    hook = inspect.getattr_static(cls, name)
+
+    @wraps(getattr(cls, name))
+    def completed(self: Any, predictions: Any, targets: Any, mask: Tensor | None = None) -> Any:
+        own = hook.__get__(self, type(self))
+        if mask is None:
+            return own(predictions, targets)
+        results = [own(*map_tensors(lambda t: t.unsqueeze(0), part)) for part in real_parts(mask, predictions, targets)]
+        return map_tensors(lambda *each: torch.cat(each), *results)
+
+    setattr(cls, name, completed)

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from functools import cached_property, partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from torch.backends import cudnn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_meta.functional.conjugate_gradient import inner
 from lightning_meta.functional.kernels import task_kernels
-from lightning_meta.functional.losses import Loss, losses_of_tasks, present_classes
-from lightning_meta.functional.masks import filled, with_mask
+from lightning_meta.functional.masks import filled
+from lightning_meta.functional.mini_batches import mini_batch
 from lightning_meta.functional.network import Params, strip
 from lightning_meta.functional.normalization import (
     batch_normalization,
@@ -22,9 +23,18 @@ from lightning_meta.functional.normalization import (
     transductive_modes,
     with_stored_statistics,
 )
-from lightning_meta.task import Examples, Task, are_classes, map_tensors, number_of_tasks
+from lightning_meta.task import Examples, Task, are_classes, map_tensors, number_of_tasks, present_classes
 
-Result = TypeVar("Result")
+ALL_TASKS = partial(torch.vmap, randomness="different")
+
+
+def one_task(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lift a function of one task to a batch of one."""
+
+    def of_batch(*args: Any) -> Any:
+        return map_tensors(lambda t: t.unsqueeze(0), function(*map_tensors(lambda t: t.squeeze(0), args)))
+
+    return of_batch
 
 
 @dataclass(frozen=True)
@@ -64,13 +74,7 @@ class Learner:
 
     def over_tasks(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Lift a function of one task to a batch: every tensor in and out gets a leading task dimension."""
-        if self.vectorized:
-            return torch.vmap(function, randomness="different")
-
-        def of_one_task(*args: Any) -> Any:
-            return map_tensors(lambda t: t.unsqueeze(0), function(*map_tensors(lambda t: t.squeeze(0), args)))
-
-        return of_one_task
+        return ALL_TASKS(function) if self.vectorized else one_task(function)
 
     def call(self, params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None) -> Any:
         """Predictions of one task's parameters (without the task dimension): `(examples, ...)`."""
@@ -92,7 +96,8 @@ class Learner:
         """
         buffers = {name: buffer.clone() for name, buffer in buffers.items()}
         masks = () if mask is None else (mask,)
-        return self.over_tasks(self.call)(params, buffers, inputs, *masks), buffers
+        run = ALL_TASKS if self.vectorized else one_task
+        return run(self.call)(params, buffers, inputs, *masks), buffers
 
     def statistics(self, params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None) -> Params:
         """Each task's batch-normalization statistics on inputs `(B, examples, ...)`: buffers by name, `(B, channels)`.
@@ -130,8 +135,6 @@ class Objective(Protocol):
     A `MetaModule` is one: these are the hooks that users override.
     """
 
-    inner_loss: Loss | None
-
     def support_data(self, tasks: Task, params: Params, step: int) -> Examples:
         """The examples for inner step `step`, given the parameters before it."""
         ...
@@ -142,12 +145,12 @@ class Objective(Protocol):
 
     @property
     def task_losses(self) -> Callable[..., Tensor]:
-        """Maps predictions and targets, `(B, examples, ...)`, to the loss of each task, `(B,)`."""
+        """Maps predictions and targets, `(B, examples, ...)`, and a `mask` to the loss of each task, `(B,)`."""
         ...
 
     @property
     def task_metrics(self) -> Callable[..., dict[str, Tensor]]:
-        """Maps predictions and targets, `(B, examples, ...)`, to other values of each task, `(B,)` each."""
+        """Maps predictions and targets, `(B, examples, ...)`, and a `mask` to values of each task, `(B,)` each."""
         ...
 
 
@@ -162,17 +165,21 @@ class Problem:
         tasks: The batch.
         learner: Runs the network.
         objective: Where data comes from and how predictions are judged.
+        inner_losses: Maps predictions, targets and a `mask` to the loss of each task in the inner loop, `(B,)`.
         step_params: Parameters that belong to an inner step, `(steps + 1, *shape)` each, by the name of the network's
             parameter that they stand for; the last ones are for the query set.
         ways: How many classes every task has, if all have as many.
         outer_step: The number of the outer step, from 0.
-        scale: What losses are multiplied by while they are differentiated: see `scaled_gradients`.
+        scale: What losses are multiplied by while they are differentiated: see `scaled_gradients`. The gradient of an
+            inner gradient passes the inner graph with the outer scale divided by this one, so the square root of the
+            outer scale keeps both alike away from zero.
         details: Whether values that cost extra time are worth computing.
     """
 
     tasks: Task
     learner: Learner
     objective: Objective
+    inner_losses: Callable[..., Tensor]
     step_params: Mapping[str, Tensor] = field(default_factory=dict)
     ways: int | None = None
     outer_step: int = 0
@@ -184,16 +191,17 @@ class Problem:
         """The number of tasks, `B`."""
         return number_of_tasks(self.tasks)
 
-    def initial_params(self, *, trainable: bool) -> Params:
-        """One copy of the adapted parameters for each task: views of the network's own if `trainable`."""
-        own = dict(self.learner.network.named_parameters())
-        copies = {name: own[name].expand(self.count, *own[name].shape) for name in self.learner.names}
-        return copies if trainable else {name: copy.detach().requires_grad_() for name, copy in copies.items()}
+    def initial(self, *, trainable: bool = False) -> tuple[Params, Params]:
+        """One copy of the adapted parameters for each task, views of the network's own if `trainable`, and of buffers.
 
-    def initial_buffers(self) -> Params:
-        """A copy of the buffers for each task, so that what one task writes no other reads."""
-        own = self.learner.network.named_buffers()
-        return {name: b.detach().unsqueeze(0).expand(self.count, *b.shape).clone() for name, b in own}
+        What one task writes into its buffers no other reads.
+        """
+        network, count = self.learner.network, number_of_tasks(self.tasks)
+        own = dict(network.named_parameters())
+        params = {name: own[name].expand(count, *own[name].shape) for name in self.learner.names}
+        if not trainable:
+            params = {name: param.detach().requires_grad_() for name, param in params.items()}
+        return params, {n: b.detach().expand(count, *b.shape).clone() for n, b in network.named_buffers()}
 
     def support(self, params: Params, step: int) -> Examples:
         """The examples for an inner step, given the parameters before it."""
@@ -224,10 +232,12 @@ class Problem:
             step: How many inner steps have led to the parameters.
             learner: Another one, that normalizes otherwise.
         """
-        predictions, buffers = (learner or self.learner).predict(
-            self.at_step(params, step), buffers, examples.inputs, examples.mask
-        )
-        return self.without_absent_classes(predictions), buffers
+        if self.step_params:
+            params = self.at_step(params, step)
+        predictions, buffers = (learner or self.learner).predict(params, buffers, examples.inputs, examples.mask)
+        if getattr(predictions, "shape", ())[2:] != (self.ways,):
+            predictions = self.without_absent_classes(predictions)
+        return predictions, buffers
 
     def without_absent_classes(self, predictions: Any) -> Any:
         """Logits `(B, examples, N)` with minus infinity for classes that a task has not; others as they are."""
@@ -238,23 +248,26 @@ class Problem:
         present = present_classes(self.tasks, predictions.shape[2])
         return predictions.masked_fill(~present.unsqueeze(1), -torch.inf)
 
-    def losses(self, predictions: Any, examples: Examples, *, inner: bool = False) -> Tensor:
-        """The loss of each task, `(B,)`; of the inner loop, if that has a loss of its own."""
-        if inner and self.objective.inner_loss is not None:
-            return losses_of_tasks(self.objective.inner_loss, predictions, examples.targets, examples.mask)
-        return self._hooked(self.objective.task_losses, predictions, examples)
+    def losses(self, predictions: Any, examples: Examples) -> Tensor:
+        """The loss of each task, `(B,)`."""
+        return self.objective.task_losses(predictions, examples.targets, mask=examples.mask)
 
     def metrics(self, prefix: str, predictions: Any, examples: Examples, suffix: str = "") -> dict[str, Tensor]:
         """The metrics of each task, `(B,)` each, named `<prefix>_<metric><suffix>` as in the logs; detached."""
         predictions = map_tensors(torch.detach, predictions)
-        found = self._hooked(self.objective.task_metrics, predictions, examples)
+        found = self.objective.task_metrics(predictions, examples.targets, mask=examples.mask)
         return {f"{prefix}_{name}{suffix}": value for name, value in found.items()}
 
-    @staticmethod
-    def _hooked(hook: Callable[..., Result], predictions: Any, examples: Examples) -> Result:
-        if examples.mask is None:
-            return hook(predictions, examples.targets)
-        return with_mask(hook, predictions, examples.targets, examples.mask)
+    def judged(self, params: Params, buffers: Params, step: int) -> tuple[Tensor, dict[str, Tensor], Examples]:
+        """The query losses of each task's parameters after `step` inner steps, `(B,)`, metrics, and the query examples.
+
+        The losses are differentiable.
+        """
+        query = self.query(params)
+        predictions, _ = self.predict(params, buffers, query, step)
+        losses = self.objective.task_losses(predictions, query.targets, mask=query.mask)
+        metrics = self.objective.task_metrics(map_tensors(torch.detach, predictions), query.targets, mask=query.mask)
+        return losses, {f"query_{name}": value for name, value in metrics.items()}, query
 
     def support_losses(
         self, params: Params, buffers: Params, examples: Examples, step: int, *, twice: bool = False
@@ -272,4 +285,40 @@ class Problem:
         off = cudnn.flags(enabled=False) if twice and self.learner.facts[2] else nullcontext()
         with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext(), off:
             predictions, buffers = self.predict(params, buffers, examples, step)
-            return self.losses(predictions, examples, inner=True), buffers
+            return self.inner_losses(predictions, examples.targets, mask=examples.mask), buffers
+
+
+@dataclass
+class InnerObjective:
+    r"""What an inner loop descends: the loss of each task's parameters on support examples.
+
+    Attributes:
+        problem: The tasks.
+        initial: Each task's parameters before the first step, `(B, *shape)` each.
+        twice: Whether it is differentiated twice.
+        proximal: λ of a term :math:`\frac{\lambda}{2} \|\phi - \theta\|^2` that is added.
+        batch_size: How many support examples count in a step; all if `None`: see `mini_batch`.
+        draw: Which mini-batches are drawn.
+        given: The support examples, if the problem is not to be asked for them.
+        support: The support examples of the last step, all of them.
+    """
+
+    problem: Problem
+    initial: Params
+    twice: bool = False
+    proximal: float = 0.0
+    batch_size: int | None = None
+    draw: int = 0
+    given: Examples | None = None
+    support: Examples | None = None
+
+    def __call__(self, params: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
+        """The loss of each task after `step` inner steps, `(B,)`, and the buffers afterwards."""
+        batch = self.support = self.given or self.problem.support(params, step)
+        if self.batch_size is not None:
+            batch = mini_batch(batch, step, self.batch_size, self.draw)
+        losses, buffers = self.problem.support_losses(params, buffers, batch, step, twice=self.twice)
+        if self.proximal:
+            ways = {name: param - self.initial[name] for name, param in params.items()}
+            losses = losses + self.proximal / 2 * inner(ways, ways)
+        return losses, buffers

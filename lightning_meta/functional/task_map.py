@@ -8,10 +8,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_meta.errors import ConfigurationError, LightningMetaError, NetworkError, first_line
-from lightning_meta.functional.gradients import scaled_gradients, surrogate, touch
+from lightning_meta.functional.gradients import surrogate
+from lightning_meta.functional.inner_loop import scaled_gradients
 from lightning_meta.functional.network import failing_layer
 from lightning_meta.functional.problem import Learner, Problem
 from lightning_meta.task import Task, first_tensor, map_tensors, number_of_tasks, tensors_of
@@ -102,9 +104,9 @@ class TaskMap:
         """
         single, many = (Learner(self.network, self.names, vectorized=vectorized) for vectorized in (False, True))
         size = self.together(problem.tasks)
-        for chunk in split(problem.tasks, size or 1):
+        for chunk in [problem.tasks] if size >= number_of_tasks(problem.tasks) else split(problem.tasks, size or 1):
             part = replace(problem, tasks=chunk, learner=many)
-            if size and part.count > 1 and self.vectorizes:
+            if size and number_of_tasks(chunk) > 1 and self.vectorizes:
                 try:
                     result = function(part)
                 except torch.OutOfMemoryError:
@@ -148,20 +150,22 @@ class TaskMap:
             if gradient is not None:
                 return gradient(part)
             outcome = learn(part)
-            if part.count == problem.count and part.learner.vectorized:
+            if part.learner.vectorized and number_of_tasks(part.tasks) == count:
                 return outcome, None
             # The graph of this chunk is freed here; only its gradient is kept.
-            gradients = scaled_gradients(outcome.losses.sum() / problem.count, trainable, scale)
+            gradients = scaled_gradients(outcome.losses.sum() / count, trainable, scale)
             return outcome._replace(losses=outcome.losses.detach()), gradients
 
+        count = number_of_tasks(problem.tasks)
         outcomes, total = [], None
         for outcome, gradients in self(run, problem):
             outcomes.append(outcome)
             if gradients is not None:
                 total = gradients if total is None else tuple(map(torch.add, total, gradients))
-        loss = torch.cat([outcome.losses for outcome in outcomes]).mean()
+        if total is None:  # all tasks together
+            return Touch.apply(outcome.losses.mean(), *trainable), outcome._replace(losses=outcome.losses.detach())
         whole = joined(outcomes)
-        return (touch(loss, trainable) if total is None else surrogate(loss, trainable, total)), whole
+        return surrogate(whole.losses.mean(), trainable, total), whole
 
     def _fall_back(self, function: Run, together: Problem, single: Learner, error: Exception) -> None:
         """Turn to the loop because of an error under vmap; raise where that is not the remedy."""
@@ -196,6 +200,23 @@ class TaskMap:
             f"{type(self.network).__name__}: {_named(layer)} failed: {first_line(error)}. A support set has inputs "
             f"{inputs} and targets {targets}."
         ) from error
+
+
+class Touch(Function):
+    """The same loss, connected to every parameter: those it does not depend on get a zero gradient instead of none.
+
+    `Touch.apply(loss, *params)` takes a scalar and trainable parameters of any shapes. Distributed training waits for a
+    gradient of each of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *params: Tensor) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(*params)
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: D102
+        return grad, *(torch.zeros_like(param) for param in ctx.saved_tensors)
 
 
 def _named(layer: str | None) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
 from lightning_meta.algorithms.base import Outcome
-from lightning_meta.functional.gradients import scaled_gradients
+from lightning_meta.functional.inner_loop import scaled_gradients
 from lightning_meta.functional.problem import Problem
 from lightning_meta.modules.checkpoints import objects
 from lightning_meta.task import map_tensors, tensors_of

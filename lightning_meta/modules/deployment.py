@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
 from lightning_meta.functional.inner_loop import check_steps
-from lightning_meta.functional.losses import is_cross_entropy, present_classes
+from lightning_meta.functional.losses import is_cross_entropy
 from lightning_meta.functional.normalization import (
     batch_normalized_layers,
     with_batch_statistics,
@@ -18,7 +18,7 @@ from lightning_meta.functional.normalization import (
 from lightning_meta.functional.problem import Learner, Problem
 from lightning_meta.functional.task_map import joined
 from lightning_meta.modules.evaluation import with_gradients
-from lightning_meta.task import Examples, Task, are_classes, map_tensors, tensors_of
+from lightning_meta.task import Examples, Task, are_classes, map_tensors, present_classes, tensors_of
 
 if TYPE_CHECKING:
     from lightning_meta.modules.meta_module import MetaModule

@@ -1,16 +1,19 @@
 """The base of the modules: a network, an algorithm, and the hooks that users override."""
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import lightning.pytorch as pl
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
+from typing_extensions import Self
 
 from lightning_meta.algorithms.acting import Actor
 from lightning_meta.algorithms.base import Algorithm, Outcome
 from lightning_meta.functional.compilation import CompiledFunction
-from lightning_meta.functional.losses import Loss, accuracies_of_tasks, common_ways, is_cross_entropy, losses_of_tasks
+from lightning_meta.functional.losses import Loss, accuracies_of_tasks, is_cross_entropy, losses_of_tasks
+from lightning_meta.functional.masks import complete_hooks
 from lightning_meta.functional.network import Params, check_network
 from lightning_meta.functional.problem import Learner, Problem
 from lightning_meta.functional.task_map import TaskMap, TaskParallel
@@ -22,11 +25,8 @@ from lightning_meta.modules.evaluation import Evaluation
 from lightning_meta.modules.lifecycle import Lifecycle
 from lightning_meta.modules.optimizers import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.modules.outer_step import OnNonfinite, OuterStep
-from lightning_meta.modules.trainer_checks import OutputChecks, check_callables
-from lightning_meta.task import Examples, Task
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from lightning_meta.modules.trainer_checks import check_callables, check_outputs
+from lightning_meta.task import Examples, Task, common_ways
 
 
 class MetaModule(pl.LightningModule):
@@ -89,7 +89,11 @@ class MetaModule(pl.LightningModule):
         """What the last `meta_loss` made of its tasks, detached."""
         self._program = CompiledFunction()
         self._task_map = TaskMap(network, algorithm.select(network), task_parallel)
-        self._checks = OutputChecks()
+        self._checked: set[Any] = set()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        complete_hooks(cls, "task_losses", "task_metrics")
 
     # Hooks that users override.
 
@@ -102,7 +106,7 @@ class MetaModule(pl.LightningModule):
         trainable = [p for p in self.parameters() if p.requires_grad]
         problem, learn = self.problem(tasks), self.algorithm.learn
         compiled = compiled_gradient(self, problem) if self.compiles else None
-        loss, self.outcome = self.task_map.meta_loss(learn, problem, trainable, problem.scale**2, compiled)
+        loss, self.outcome = self._task_map.meta_loss(learn, problem, trainable, problem.scale**2, compiled)
         return loss
 
     def task_losses(self, predictions: Any, targets: Any, mask: Tensor | None = None) -> Tensor:
@@ -111,13 +115,15 @@ class MetaModule(pl.LightningModule):
         An override without `mask` is called, where tasks have different sizes, for one task after another with its real
         examples alone; so for `task_metrics`. Outputs that do not fit the targets are a `ConfigurationError`.
         """
-        if is_cross_entropy(self.loss):
-            self._checks(predictions, targets, mask, self._trainer)
+        stage = None if self._trainer is None else self._trainer.state.stage
+        case = (stage, getattr(predictions, "shape", None), getattr(targets, "shape", None))
+        if case not in self._checked:
+            check_outputs(self.loss, predictions, targets, mask, self._trainer)
+            self._checked.add(case)
         return losses_of_tasks(self.loss, predictions, targets, mask)
 
-    def task_metrics(self, predictions: Any, targets: Any, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Metrics of each task besides the loss, `(B,)` each: the accuracy, where targets are class numbers."""
-        return accuracies_of_tasks(predictions, targets, mask)
+    task_metrics = staticmethod(accuracies_of_tasks)
+    """Metrics of each task besides the loss, `(B,)` each: the accuracy, where targets are class numbers."""
 
     def support_data(self, tasks: Task, params: Params, step: int) -> Examples:
         """The examples for inner step `step`; a function of its arguments, since steps may be computed again."""
@@ -146,10 +152,9 @@ class MetaModule(pl.LightningModule):
         """The tasks as losses and predictions of given parameters, as an algorithm takes them."""
         learner = Learner(self.network, self.task_map.names, vectorized=False)
         tables = {key.replace("/", "."): table for key, table in self.algorithm.step_params.items()}
-        # The gradient of an inner gradient passes the inner graph with the outer scale divided by the inner one, so its
-        # square root keeps both of them alike away from zero.
         scale, outer = self.loss_scale**0.5, self.outer
-        return Problem(tasks, learner, self, tables, common_ways(tasks), outer.step, scale, outer.logs_this_step)
+        inner = self.task_losses if self.inner_loss is None else partial(losses_of_tasks, self.inner_loss)
+        return Problem(tasks, learner, self, inner, tables, common_ways(tasks), outer.step, scale, outer.logs_this_step)
 
     @property
     def task_map(self) -> TaskMap:
@@ -179,7 +184,7 @@ class MetaModule(pl.LightningModule):
         """Whether the best is the `"max"` or the `"min"` of `monitor`."""
         return "max" if self.monitor == "val/query_accuracy" else "min"
 
-    # What the Trainer calls.
+    # What the Trainer calls, and deployment.
 
     def training_step(self, batch: Task, batch_idx: int) -> None:
         """One or more outer steps."""
@@ -214,7 +219,7 @@ class MetaModule(pl.LightningModule):
         checkpoints.load(self, checkpoint)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "Self":
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
         """Rebuild a module: see Lightning. Arguments of the module, such as `network`, win over those that were saved.
 
         What is not only tensors and plain values, truncated, or does not fit the module is a `CheckpointError`.
@@ -225,8 +230,6 @@ class MetaModule(pl.LightningModule):
     def _set_hparams(self, hp: Any) -> None:
         super()._set_hparams(plain_hyperparameters(hp))
 
-    # Deployment.
-
     def adapt_to(self, inputs: Any, targets: Any, steps: int | None = None, *, transductive: bool = False) -> nn.Module:
         """Adapt to one labelled support set; returns a copy of the network to predict with, which requires no grad.
 
@@ -234,8 +237,7 @@ class MetaModule(pl.LightningModule):
             inputs: Support inputs `(examples, ...)`, as the network takes them.
             targets: Their targets, `(examples, ...)`.
             steps: Inner steps; as many as in evaluation if `None`.
-            transductive: Normalize with the statistics of whatever batch is predicted. By default those of batch
-                normalization are frozen to the support set, so that one example at a time is predicted like many.
+            transductive: Normalize by whatever batch is predicted; by default statistics are the support set's.
 
         Raises:
             ConfigurationError: Inputs and targets differ in length, there are none, or `steps` is negative.
@@ -243,8 +245,5 @@ class MetaModule(pl.LightningModule):
         return deployment.adapted_network(self, inputs, targets, steps, transductive)
 
     def adaptation_curve(self, tasks: Task, steps: int | None = None) -> dict[str, Tensor]:
-        """`query_loss` and each metric after every inner step, `(B, steps + 1)` each, transductively.
-
-        There are as many steps as in evaluation if `steps` is `None`.
-        """
+        """`query_loss` and each metric after every inner step, `(B, steps + 1)`; `steps=None`: those of evaluation."""
         return deployment.adaptation_curve(self, tasks, steps)

@@ -7,7 +7,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor, nn
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
-from lightning_meta.functional.losses import check_classes
+from lightning_meta.functional.losses import Loss, check_classes, is_cross_entropy
 from lightning_meta.task import are_classes
 
 
@@ -42,29 +42,17 @@ def check_trainer(trainer: pl.Trainer, module: str) -> None:
         )
 
 
-class OutputChecks:
-    """Compares a classifier's outputs with classes; the data is looked at once for every shape and stage."""
-
-    def __init__(self) -> None:
-        self._seen: set[Any] = set()
-
-    def __call__(self, predictions: Any, targets: Any, mask: Tensor | None, trainer: pl.Trainer | None) -> None:
-        """Look at predictions and targets of tasks: see `check_outputs`."""
-        if not isinstance(predictions, Tensor) or predictions.dim() != 3 or not are_classes(targets):
-            return
-        case = (None if trainer is None else trainer.state.stage, predictions.shape[2], targets.shape[1])
-        if case not in self._seen:
-            check_outputs(predictions.shape[2], targets, mask, trainer)
-            self._seen.add(case)
-
-
-def check_outputs(outputs: int, targets: Tensor, mask: Tensor | None, trainer: pl.Trainer | None) -> None:
+def check_outputs(loss: Loss, predictions: Any, targets: Any, mask: Tensor | None, trainer: pl.Trainer | None) -> None:
     """Refuse a classifier whose outputs do not fit the tasks' classes.
 
     Raises:
         ConfigurationError: The data module of `trainer` has more classes, or other ones in all splits, or a target has
             no output.
     """
+    is_tensor = isinstance(predictions, Tensor)
+    if not (is_cross_entropy(loss) and is_tensor and predictions.dim() == 3 and are_classes(targets)):
+        return
+    outputs = predictions.shape[2]
     data: Any = getattr(trainer, "datamodule", None)
     if trainer is not None and hasattr(data, "ways_of"):
         stages = {"validate": "val", "sanity_check": "val", "test": "test", "predict": "test"}

@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lightning_meta import Examples, MAMLModule, Task
-from lightning_meta.functional import surrogate, touch
+from lightning_meta.functional import Touch, surrogate
 from tests.conftest import image_tasks, relative_error
 from tests.networks import NORMS, network
 
@@ -165,7 +165,7 @@ def test_surrogate_carries_value_and_gradient_also_under_autocast():
 
 def test_touch_reaches_parameters_that_the_loss_does_not_depend_on():
     used, unused = (torch.ones(3, requires_grad=True) for _ in range(2))
-    loss = touch(used.sum(), [used, unused])
+    loss = Touch.apply(used.sum(), used, unused)
     loss.backward()
     assert loss.item() == 3
     assert used.grad.tolist() == [1, 1, 1]

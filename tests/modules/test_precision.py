@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_meta import MLP, Conv4, GlyphsDataModule, MAMLModule, ReptileModule, SinusoidDataModule
-from lightning_meta.functional.gradients import scaled_gradients
+from lightning_meta.functional.inner_loop import scaled_gradients
 from lightning_meta.inner import SGD
 from tests.conftest import image_tasks, relative_error
 from tests.modules.test_contracts import ALGORITHMS, FixedDataModule, made, trainer
