@@ -145,7 +145,7 @@ def test_prototypes_are_made_in_full_precision_under_autocast(kind, way):
     with torch.autocast("cpu", torch.bfloat16):
         rounded = module.meta_loss(tasks)
         if kind is ProtoMAMLModule:
-            run = partial(module.algorithm.initial_params, trainable=True)
+            run = partial(module.algorithm.initial, trainable=True)
             started = module.task_map(run, module.problem(tasks))
-            assert all(p["head.weight"].dtype == torch.float32 for p in started)
+            assert all(params["head.weight"].dtype == torch.float32 for params, *_ in started)
     assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
