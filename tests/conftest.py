@@ -11,6 +11,7 @@ from lightning_meta import Examples, Task
 
 def pytest_addoption(parser):
     parser.addoption("--all-cases", action="store_true", help="Every algorithm in every way on many processes.")
+    parser.addoption("--all-layers", action="store_true", help="Every layer of torch with its options.")
     parser.addoption("--kills", type=int, default=2, help="How many trainings of each algorithm to kill.")
     parser.addoption("--fuzz-examples", type=int, default=25, help="How many configurations to try.")
     parser.addoption("--endurance-steps", type=int, default=3000, help="How long to look at the memory.")

@@ -12,7 +12,7 @@ from lightning_meta.algorithms.gradient_based import GradientBased
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.functional.inner_loop import BatchUpdate, adapt
 from lightning_meta.functional.masks import filled
-from lightning_meta.functional.network import Params
+from lightning_meta.functional.network import Params, take_written
 from lightning_meta.functional.problem import InnerObjective, Problem
 from lightning_meta.functional.task_map import TaskMap, joined
 from lightning_meta.task import Examples, Task
@@ -53,7 +53,7 @@ class Actor:
         with torch.no_grad():
             predictions, buffers = self._over_tasks(run, inputs)
         params, _, state, initial = self._learned
-        self._learned = params, buffers, state, initial
+        self._learned = *take_written(params, buffers), state, initial
         return predictions
 
     def adapt(self, examples: Examples) -> Tensor:

@@ -29,8 +29,7 @@ def surrogate(loss: Tensor, params: Sequence[Tensor], gradients: Sequence[Tensor
     """
     total = loss.detach()
     for p, g in zip(params, gradients, strict=True):
-        dtype = torch.promote_types(p.dtype, torch.float32)
-        total = total + ((p - p.detach()).to(dtype) * g.detach().to(dtype)).sum()
+        total = total + _products(p, g).sum()
     return total
 
 
@@ -47,7 +46,12 @@ def task_surrogates(losses: Tensor, params: Params, gradients: Params) -> Tensor
     """
     total = losses.detach()
     for name, p in params.items():
-        dtype = torch.promote_types(p.dtype, torch.float32)
-        product = (p - p.detach()).to(dtype) * gradients[name].detach().to(dtype)
-        total = total + product.reshape(len(p), -1).sum(1)
+        total = total + _products(p, gradients[name]).reshape(len(p), -1).sum(1)
     return total
+
+
+def _products(p: Tensor, g: Tensor) -> Tensor:
+    """Zeros that have the gradient g in p; real ones, for complex parameters too."""
+    dtype = torch.promote_types(p.dtype, torch.float32)
+    products = (p - p.detach()).to(dtype) * g.detach().to(dtype).conj()
+    return products.real if products.is_complex() else products

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError, NetworkError
-from lightning_meta.functional.network import Params
+from lightning_meta.functional.network import Params, take_written
 
 Order = Literal[0, 1, 2]
 """What the adapted parameters are differentiable in: nothing (0), the initial parameters with the gradients taken for
@@ -114,6 +114,8 @@ def adapt(
         # Each task's loss depends on its own slice only: the gradient of the sum holds every task's gradient.
         gradients = scaled_gradients(loss.sum(), [params[name] for name in names], scale, create_graph=order == 2)
         grads = dict(zip(names, gradients, strict=True))
+        if params.keys() & buffers.keys():
+            params, buffers = take_written(params, buffers)
         with torch.set_grad_enabled(order > 0):
             params, state = update(grads, state, params, loss=loss.detach(), step=step)
         return params, buffers, state, loss.detach()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
 from lightning_meta.functional.masks import filled, like, masked_mean, real_parts
@@ -19,6 +20,10 @@ IGNORED = -100
 
 # Losses that would silently broadcast targets of another shape.
 ELEMENTWISE = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+WATCHED = (
+    *ELEMENTWISE, F.poisson_nll_loss, F.gaussian_nll_loss, F.kl_div, F.soft_margin_loss, F.binary_cross_entropy,
+)  # fmt: skip
+"""Losses that are watched for that inside of a loss, too."""
 ELEMENTWISE_CLASSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
@@ -50,6 +55,7 @@ def losses_of_tasks(loss: Loss, predictions: Any, targets: Any, mask: Tensor | N
         counts = targets != IGNORED
         return each.sum(1) / counts.sum(1) if mask is None else masked_mean(each, counts & mask)
     check_predictions(loss, predictions, targets)
+    loss = _watched(loss)
     if mask is not None:
         found = torch.stack([loss(*parts) for parts in real_parts(mask, predictions, targets)])
     elif len(first_tensor(targets)) == 1:
@@ -61,17 +67,49 @@ def losses_of_tasks(loss: Loss, predictions: Any, targets: Any, mask: Tensor | N
     return found
 
 
+class _Watch(TorchFunctionMode):
+    """Within it, predictions and targets of another shape, as many numbers each, are not broadcast silently."""
+
+    def __init__(self, predictions: Any, targets: Any) -> None:
+        super().__init__()
+        self.given = {id(t): t for t in (predictions, targets) if isinstance(t, Tensor)}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        pair = [t for t in args[:2] if isinstance(t, Tensor)]
+        is_theirs = func in WATCHED or all(id(t) in self.given for t in pair)
+        if len(pair) == 2 and is_theirs and pair[0].shape != pair[1].shape and pair[0].numel() == pair[1].numel():
+            raise ConfigurationError(
+                f"The loss compares {tuple(pair[0].shape)} with {tuple(pair[1].shape)}, which torch would broadcast to "
+                "every pair of them. Give the network's outputs and the targets the same shape, for instance by "
+                "targets.unsqueeze(-1) in the data."
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def _watched(loss: Loss) -> Loss:
+    def watched(predictions: Any, targets: Any) -> Tensor:
+        with _Watch(predictions, targets):
+            return loss(predictions, targets)
+
+    return watched
+
+
 def accuracies_of_tasks(predictions: Any, targets: Any, mask: Tensor | None = None) -> dict[str, Tensor]:
-    """The accuracy of each task, as `{"accuracy": (B,)}`; nothing where targets are not class numbers.
+    """The accuracy of each task, as `{"accuracy": (B,)}`; nothing where there are not logits for each class number.
 
     Args:
-        predictions: Logits `(B, examples, ..., N)`.
+        predictions: Logits `(B, examples, N, ...)` of at least two classes; these are in the second dimension of a
+            task's, as for torch's losses.
         targets: Class numbers `(B, examples, ...)`; those that cross-entropy ignores do not count.
         mask: Which examples there are, `(B, examples)`; all if `None`.
     """
-    if not isinstance(targets, Tensor) or targets.is_floating_point():
+    if not isinstance(predictions, Tensor) or not isinstance(targets, Tensor) or predictions.dim() != targets.dim() + 1:
         return {}
-    right, counts = predictions.argmax(-1) == targets, targets != IGNORED
+    if targets.is_floating_point() or targets.dtype == torch.bool or predictions.shape[2] < 2:
+        return {}
+    if predictions.shape[:2] + predictions.shape[3:] != targets.shape:
+        return {}
+    right, counts = predictions.argmax(2) == targets, targets != IGNORED
     if mask is not None:
         counts = counts & like(mask, targets)
     return {"accuracy": (right & counts).flatten(1).sum(1) / counts.flatten(1).sum(1)}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -61,10 +62,20 @@ def check_network(network: nn.Module) -> nn.Module:
 
     Raises:
         ArgumentTypeError: It is not an `nn.Module`.
-        ConfigurationError: There is a `SyncBatchNorm`.
+        ConfigurationError: It is scripted or wrapped for several devices, or there is a `SyncBatchNorm`.
     """
     if not isinstance(network, nn.Module):
         raise ArgumentTypeError(f"network must be an nn.Module, got {network!r}.")
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ConfigurationError(
+            f"network is a {type(network).__name__}. Give the network in it, network.module; several devices are the "
+            "Trainer's: Trainer(devices=2, strategy='ddp')."
+        )
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ConfigurationError(
+            "network is scripted, and its code cannot run with each task's own parameters. Give the nn.Module that it "
+            "was made of; compile=True compiles outer steps, and what adapt_to returns can be scripted."
+        )
     for name, layer in network.named_modules():
         if isinstance(layer, nn.SyncBatchNorm):
             raise ConfigurationError(
@@ -82,6 +93,15 @@ def dict_key(name: str) -> str:
 def strip(names: Iterable[str], part: str) -> dict[str, str]:
     """The names of a submodule's own, without its prefix, and what each is called in the whole."""
     return {name.removeprefix(f"{part}."): name for name in names if name.startswith(f"{part}.")}
+
+
+def take_written(params: Params, buffers: Params) -> tuple[Params, Params]:
+    """Parameters with what a network has written into them, which is found among its buffers, and buffers without it.
+
+    As in training by hand, such writing has no derivative: a gradient passes as if there had been none.
+    """
+    new = {name: p + (buffers[name] - p).detach() for name, p in params.items() if name in buffers}
+    return params | new, {name: buffer for name, buffer in buffers.items() if name not in new}
 
 
 def failing_layer(network: nn.Module, run: Callable[[], object]) -> str | None:

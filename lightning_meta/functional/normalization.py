@@ -1,7 +1,7 @@
 """Which statistics normalization layers use: the batch's, or those of a support set."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,12 +21,18 @@ def _normalizing_layers(network: nn.Module) -> dict[str, _NormBase]:
     keep using what they tracked.
     """
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, _NormBase)}
-    return {name: layer for name, layer in layers.items() if not _is_pretrained(layer)}
+    return {name: layer for name, layer in layers.items() if not _is_pretrained(network, name)}
 
 
-def _is_pretrained(layer: _NormBase) -> bool:
-    own = list(layer.parameters())
-    return layer.track_running_stats and bool(own) and not any(p.requires_grad for p in own)
+def _is_pretrained(network: nn.Module, name: str) -> bool:
+    """Whether a layer, or the innermost part of the network around it that has parameters, is frozen."""
+    if not network.get_submodule(name).track_running_stats:
+        return False
+    while True:
+        own = list(network.get_submodule(name).parameters())
+        if own or not name:
+            return bool(own) and not any(p.requires_grad for p in own)
+        name = name.rpartition(".")[0]
 
 
 def batch_normalized_layers(network: nn.Module) -> dict[str, _BatchNorm]:
@@ -34,9 +40,10 @@ def batch_normalized_layers(network: nn.Module) -> dict[str, _BatchNorm]:
     return {name: layer for name, layer in _normalizing_layers(network).items() if isinstance(layer, _BatchNorm)}
 
 
-def transductive_modes(layers: Iterable[nn.Module]) -> dict[_NormBase, bool]:
-    """For every batch and instance norm of a network's layers whether it is to use the data at hand."""
-    return {layer: not _is_pretrained(layer) for layer in layers if isinstance(layer, _NormBase)}
+def transductive_modes(network: nn.Module) -> dict[_NormBase, bool]:
+    """For every batch and instance norm of a network whether it is to use the data at hand."""
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, _NormBase)]
+    return {layer: not _is_pretrained(network, name) for name, layer in layers}
 
 
 @contextmanager
@@ -118,7 +125,10 @@ def record_statistics(network: nn.Module, mask: Tensor | None = None) -> Iterato
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
     statistics: Statistics = {}
     handles = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: found[name].append(moments(inputs[0], mask)))
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs, name=name: found[name].append(moments([*args, *kwargs.values()][0], mask)),
+            with_kwargs=True,
+        )
         for name, layer in layers.items()
     ]
     try:

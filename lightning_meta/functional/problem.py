@@ -1,6 +1,6 @@
 """A batch of tasks as an inner loop sees it: losses and predictions of given parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.backends import cudnn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.stateless import _reparametrize_module
 
 from lightning_meta.functional.conjugate_gradient import inner
-from lightning_meta.functional.kernels import task_kernels
+from lightning_meta.functional.kernels import Isolation, WritesWeights, task_kernels
 from lightning_meta.functional.masks import filled
 from lightning_meta.functional.mini_batches import mini_batch
 from lightning_meta.functional.network import Params, strip
@@ -23,7 +24,7 @@ from lightning_meta.functional.normalization import (
     transductive_modes,
     with_stored_statistics,
 )
-from lightning_meta.task import Examples, Task, are_classes, map_tensors, number_of_tasks, present_classes
+from lightning_meta.task import Examples, Task, are_classes, first_tensor, map_tensors, number_of_tasks, present_classes
 
 ALL_TASKS = partial(torch.vmap, randomness="different")
 
@@ -52,16 +53,18 @@ class Learner:
         vectorized: Whether tasks run together under `torch.vmap`; otherwise a batch holds one task.
         transductive: Whether normalization layers use the batch at hand, as MAML does in training and evaluation, or
             what their mode and their buffers say.
+        isolation: Undoes what the network leaves in itself.
     """
 
     network: nn.Module
     names: tuple[str, ...]
     vectorized: bool
     transductive: bool = True
+    isolation: Isolation = field(default_factory=Isolation, compare=False)
 
     @cached_property
-    def facts(self) -> tuple[dict[Any, bool], bool, bool]:
-        """The modes of normalization layers, whether a tensor has several names, and whether there is an RNN."""
+    def facts(self) -> tuple[dict[Any, bool], bool, bool, list[nn.Module]]:
+        """The modes of normalization layers; whether a tensor has several names, if there is an RNN; all layers."""
         layers = list(self.network.modules())
         tensors = [
             id(tensor)
@@ -69,18 +72,30 @@ class Learner:
             for tensor in (*layer._parameters.values(), *layer._buffers.values())
             if tensor is not None
         ]
-        modes = transductive_modes(layers) if self.transductive else {}
-        return modes, len(set(tensors)) < len(tensors), any(isinstance(layer, nn.RNNBase) for layer in layers)
+        has_norms = self.transductive and any(isinstance(layer, _NormBase) for layer in layers)
+        modes = transductive_modes(self.network) if has_norms else {}
+        return modes, len(set(tensors)) < len(tensors), any(isinstance(layer, nn.RNNBase) for layer in layers), layers
 
     def over_tasks(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Lift a function of one task to a batch: every tensor in and out gets a leading task dimension."""
         return ALL_TASKS(function) if self.vectorized else one_task(function)
 
     def call(self, params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None) -> Any:
-        """Predictions of one task's parameters (without the task dimension): `(examples, ...)`."""
-        modes, is_tied, _ = self.facts
-        with batch_normalization(modes), task_kernels(self.vectorized, mask):
-            return functional_call(self.network, (params, buffers), (inputs,), tie_weights=is_tied)
+        """Predictions of one task's parameters, `(examples, ...)`; with buffers, also those that were assigned."""
+        modes, is_tied, _, layers = self.facts
+        network = self.network
+
+        def weights() -> Iterable[Tensor]:
+            return (*network.parameters(), *params.values())
+
+        kernels = task_kernels(self.vectorized, mask, layers, self.isolation, weights)
+        state = {**params, **buffers}
+        with batch_normalization(modes), kernels, _reparametrize_module(network, state, tie_weights=is_tied):
+            predictions = network(inputs)
+            if not buffers:
+                return predictions
+            now = dict(network.named_buffers())
+            return predictions, {n: now[n] for n, b in buffers.items() if now.get(n, b) is not b}
 
     def predict(self, params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None) -> tuple[Any, Params]:
         """Predictions of each task's own parameters on its own inputs, and the buffers afterwards.
@@ -92,12 +107,29 @@ class Learner:
             mask: Which examples there are, `(B, examples)`; all if `None`.
 
         Returns:
-            `(B, examples, ...)`, and new buffers, with what the network has written into them in place.
+            `(B, examples, ...)`, and new buffers, with what the network has written into them. Parameters that it has
+            written into are among them: see `take_written`.
         """
-        buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        own = {name: buffer.clone() for name, buffer in buffers.items()}
         masks = () if mask is None else (mask,)
         run = ALL_TASKS if self.vectorized else one_task
-        return run(self.call)(params, buffers, inputs, *masks), buffers
+        copies = {}
+        if self.isolation.writes:
+            every = {n: p.expand(len(first_tensor(inputs)), *p.shape) for n, p in self.network.named_parameters()}
+            params = copies = {name: param.clone() for name, param in (every | params).items()}
+        try:
+            found = run(self.call)(params, own, inputs, *masks)
+            predictions, assigned = found if own else (found, {})
+            return predictions, own | assigned | {n: c for n, c in copies.items() if n in self.names}
+        except WritesWeights:
+            self.isolation.writes = True
+            return self.predict(params, buffers, inputs, mask)
+        except RuntimeError as error:
+            if torch.is_grad_enabled() or "does not require grad" not in str(error):
+                raise
+        with torch.enable_grad():  # a network that differentiates in its forward pass
+            predictions, buffers = self.predict(params, buffers, inputs, mask)
+        return map_tensors(torch.detach, predictions), buffers
 
     def statistics(self, params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None) -> Params:
         """Each task's batch-normalization statistics on inputs `(B, examples, ...)`: buffers by name, `(B, channels)`.
@@ -113,6 +145,7 @@ class Learner:
         buffers = {name: buffer.clone() for name, buffer in buffers.items()}
         masks = () if mask is None else (mask,)
         found: Params = self.over_tasks(of_one_task)(params, buffers, inputs, *masks)
+        self.isolation.restore()
         return found
 
     def frozen_to(
@@ -198,7 +231,8 @@ class Problem:
         """
         network, count = self.learner.network, number_of_tasks(self.tasks)
         own = dict(network.named_parameters())
-        params = {name: own[name].expand(count, *own[name].shape) for name in self.learner.names}
+        names = [name for name in self.learner.names if own[name].requires_grad]  # some may have been frozen since
+        params = {name: own[name].expand(count, *own[name].shape) for name in names}
         if not trainable:
             params = {name: param.detach().requires_grad_() for name, param in params.items()}
         return params, {n: b.detach().expand(count, *b.shape).clone() for n, b in network.named_buffers()}

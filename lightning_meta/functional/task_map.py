@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_meta.errors import ConfigurationError, LightningMetaError, NetworkError, first_line
 from lightning_meta.functional.gradients import surrogate
 from lightning_meta.functional.inner_loop import scaled_gradients
+from lightning_meta.functional.kernels import Isolation
 from lightning_meta.functional.network import failing_layer
 from lightning_meta.functional.problem import Learner, Problem
 from lightning_meta.task import Task, first_tensor, map_tensors, number_of_tasks, tensors_of
@@ -60,6 +62,7 @@ class TaskMap:
         self.names = names
         self.task_parallel = task_parallel
         self._convolution = next((layer for layer in network.modules() if isinstance(layer, _ConvNd)), None)
+        self.isolation = Isolation()
         self.vectorizes = True
         """Whether `torch.vmap` has run the network so far; `"auto"` turns to the loop where it has not."""
 
@@ -102,7 +105,10 @@ class TaskMap:
             NetworkError: The network cannot run on these inputs, or `torch.vmap` was asked for and cannot run the
                 network; the message names the layer.
         """
-        single, many = (Learner(self.network, self.names, vectorized=vectorized) for vectorized in (False, True))
+        single, many = (
+            Learner(self.network, self.names, vectorized=vectorized, isolation=self.isolation)
+            for vectorized in (False, True)
+        )
         size = self.together(problem.tasks)
         for chunk in [problem.tasks] if size >= number_of_tasks(problem.tasks) else split(problem.tasks, size or 1):
             part = replace(problem, tasks=chunk, learner=many)
@@ -123,6 +129,8 @@ class TaskMap:
                 except Exception as error:
                     self._explain(function, part, error)
                     raise
+                finally:
+                    self.isolation.restore()
                 yield result
 
     def meta_loss(
@@ -153,7 +161,8 @@ class TaskMap:
             if part.learner.vectorized and number_of_tasks(part.tasks) == count:
                 return outcome, None
             # The graph of this chunk is freed here; only its gradient is kept.
-            gradients = scaled_gradients(outcome.losses.sum() / count, trainable, scale)
+            with _without_hooks(trainable):  # these run once, on the gradient of the whole batch
+                gradients = scaled_gradients(outcome.losses.sum() / count, trainable, scale)
             return outcome._replace(losses=outcome.losses.detach()), gradients
 
         count = number_of_tasks(problem.tasks)
@@ -217,6 +226,18 @@ class Touch(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: D102
         return grad, *(torch.zeros_like(param) for param in ctx.saved_tensors)
+
+
+@contextmanager
+def _without_hooks(params: Sequence[Tensor]) -> Iterator[None]:
+    hooks = [param._backward_hooks for param in params]
+    try:
+        for param in params:
+            param._backward_hooks = None
+        yield
+    finally:
+        for param, own in zip(params, hooks, strict=True):
+            param._backward_hooks = own
 
 
 def _named(layer: str | None) -> str:

@@ -39,7 +39,7 @@ class Convolution(NamedTuple):
             y = aten.convolution(merged(x, as_groups=False), weight[0], own, *self._arguments(1))
             y = apart(y, 0, (n, tasks))
             return y if bias is None or fused else y + bias.reshape(1, *bias.shape, *(1,) * (y.dim() - 3))
-        own = None if bias is None else bias.expand(tasks, -1).flatten()
+        own = None if bias is None else bias.expand(tasks, -1).flatten().contiguous()
         y = aten.convolution(merged(x, as_groups=True), weight.flatten(0, 1), own, *self._arguments(tasks))
         return apart(y, 1, (tasks, weight.shape[1]))
 

@@ -1,15 +1,24 @@
 """Which of torch's functions a network runs with a kernel of this package."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_meta.functional.kernels.bilinear import Multiply
 from lightning_meta.functional.kernels.convolution import Convolution
+from lightning_meta.functional.kernels.corrections import CORRECTIONS, renormalize
+from lightning_meta.functional.kernels.isolation import (
+    Isolation,
+    WritesWeights,
+    storages,
+    touches,
+    without_activation_checkpoints,
+    written,
+)
 from lightning_meta.functional.kernels.layout import dense
 from lightning_meta.functional.kernels.linear import linear
 from lightning_meta.functional.kernels.normalization import BatchNormalization
@@ -138,21 +147,69 @@ class task_kernels(TorchFunctionMode):
     They have the values and derivatives of torch's, for all tasks at once and with cheap second derivatives. What they
     are not made for (other precisions and devices, autocast, running statistics in evaluation) is left to torch.
 
+    What a network writes meanwhile stays the task's: see `Isolation`.
+
     Args:
         vectorized: Whether it is used within `torch.vmap`. Small layers of one task are left to torch.
         mask: Which of a task's examples there are, `(examples,)`: batch statistics are those of these; all if `None`.
+        layers: The network and all of its layers.
+        isolation: Undoes what they keep.
+        weights: Gives the tensors that are not to be written into.
     """
 
-    def __init__(self, vectorized: bool, mask: Tensor | None = None) -> None:
+    def __init__(
+        self, vectorized: bool, mask: Tensor | None = None, layers: Sequence[nn.Module] = (),
+        isolation: Isolation | None = None, weights: Callable[[], Iterable[Tensor]] = tuple,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.vectorized = vectorized
         self.mask = mask
+        self.layers, self.isolation, self.weights = layers, isolation or Isolation(), weights
+        self.places: set[int] | None = None
+        self.checkpoints = without_activation_checkpoints()
+
+    def __enter__(self) -> "task_kernels":
+        self.isolation.begin(self.layers)
+        self.checkpoints.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.checkpoints.__exit__()
+        if self.vectorized:  # nobody can use a tensor of torch.vmap afterwards; a single task's may be in the loss
+            self.isolation.restore()
+
+    def _renormalize(
+        self, func: Any, input: Tensor, weight: Tensor, *args: Any, max_norm: float | None = None, **kwargs: Any
+    ) -> None:
+        """Shorten the embeddings that are asked for to `max_norm`, in the weights, as torch's function does."""
+        if len(args) > 1:
+            max_norm = args[1]
+        if max_norm is not None:
+            self._check_write(weight)
+            renormalize(input, weight, max_norm, kwargs.get("norm_type", args[2] if len(args) > 2 else 2.0))
+
+    def _check_write(self, tensor: Tensor) -> None:
+        if not self.isolation.writes:
+            if self.places is None:
+                self.places = storages(self.weights())
+            if touches(tensor, self.places):
+                raise WritesWeights
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        target = written(func, args, kwargs)
+        if target is not None:
+            self._check_write(target)
+        if func is F.embedding or func is F.embedding_bag:
+            self._renormalize(func, *args, **kwargs)
         if func is F.batch_norm and self.mask is not None:
             normalized = _masked_batch_norm(self.mask, *args, **kwargs)
             return func(*args, **kwargs) if normalized is None else normalized
+        if func in CORRECTIONS:
+            corrected = CORRECTIONS[func](*args, **kwargs)
+            return func(*args, **kwargs) if corrected is None else corrected
         kernel = _KERNELS.get(func)
         if kernel is not None and AVAILABLE and args and (self.vectorized or args[0].numel() >= SMALLEST_OF_ONE_TASK):
             result = kernel(*args, **kwargs)

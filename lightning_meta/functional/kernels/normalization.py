@@ -114,8 +114,11 @@ class OfNormalization(Function):
 
 
 def _each(values: Tensor, x: Tensor) -> Tensor:
-    """Values `(B, channels)`, or `(1, channels)` for all tasks, for each of the merged channels of `x`."""
-    return values.expand(x.shape[1], -1).flatten()
+    """Values `(B, channels)`, or `(1, channels)` for all tasks, for each of the merged channels of `x`.
+
+    In memory of their own: torch's kernels read one number after another, whatever the strides say.
+    """
+    return values.expand(x.shape[1], -1).flatten().contiguous()
 
 
 def _added_up(values: Tensor, count: int) -> Tensor:

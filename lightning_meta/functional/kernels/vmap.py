@@ -77,3 +77,10 @@ def over_all_tasks(
     with temporarily_pop_interpreter_stack():
         results = kernel(together)
     return [_add_batch_dim(result, dim, level) for result, dim in results]
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor in memory that is behind one that a function sees under `torch.vmap`."""
+    while AVAILABLE and is_batchedtensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor

@@ -1,0 +1,83 @@
+"""Functions of torch whose derivatives are wrong or missing, in plain operators: with these any derivative is right.
+
+In torch 2.14, `torch.vmap` drops `padding_idx` of an embedding, the second derivative of `scale_grad_by_freq` leaves
+out the scale, that of weight normalization is wrong on a CPU, and embedding bags and the hard sigmoid have none.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _embedding(
+    input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
+    norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Tensor | None:  # fmt: skip
+    """An embedding; what `max_norm` asks for has been done."""
+    if max_norm is None and padding_idx is None and not scale_grad_by_freq and not sparse:
+        return None
+    found = F.embedding(input, weight)
+    if padding_idx is not None:
+        is_padding = input == (padding_idx if padding_idx >= 0 else len(weight) + padding_idx)
+        found = torch.where(is_padding.unsqueeze(-1), found.detach(), found)
+    if scale_grad_by_freq:
+        own = input.flatten()
+        counts = (own.unsqueeze(0) == own.unsqueeze(1)).sum(1).view(input.shape).unsqueeze(-1)
+        constant = found.detach()
+        found = constant + (found - constant) / counts
+    return found
+
+
+@torch.no_grad()
+def renormalize(input: Tensor, weight: Tensor, max_norm: float, norm_type: float) -> None:
+    """Shorten the embeddings `weight[input]` to `max_norm` in place, where they are longer."""
+    used = torch.zeros_like(weight[:, 0]).index_fill(0, input.flatten(), 1) > 0
+    lengths = torch.linalg.vector_norm(weight, norm_type, 1)
+    factor = torch.where(used & (lengths > max_norm), max_norm / (lengths + 1e-7), 1)
+    weight.mul_(factor.unsqueeze(1))
+
+
+def _embedding_bag(
+    input: Tensor, weight: Tensor, offsets: Tensor | None = None, max_norm: float | None = None, norm_type: float = 2,
+    scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False,
+    per_sample_weights: Tensor | None = None, include_last_offset: bool = False, padding_idx: int | None = None,
+) -> Tensor | None:  # fmt: skip
+    """The sum, mean or maximum of bags of embeddings, `(bags, entries)`; of bags of different sizes it is torch's."""
+    if input.dim() != 2 or (scale_grad_by_freq and mode == "max"):
+        return None
+    each = F.embedding(input, weight, padding_idx, None, norm_type, scale_grad_by_freq)
+    if per_sample_weights is not None:
+        each = each * per_sample_weights.unsqueeze(-1)
+    if padding_idx is None:
+        counts = torch.ones_like(input, dtype=torch.bool).unsqueeze(-1)
+    else:
+        counts = (input != (padding_idx if padding_idx >= 0 else len(weight) + padding_idx)).unsqueeze(-1)
+    if mode == "max":
+        largest = each.masked_fill(~counts, -torch.inf).amax(1)
+        return torch.where(counts.any(1), largest, 0)
+    total = torch.where(counts, each, 0).sum(1)
+    return total / counts.sum(1).clamp(min=1) if mode == "mean" else total
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Weights of the directions v and the lengths g."""
+    dims = [d for d in range(v.dim()) if d != dim % v.dim()] if dim != -1 else list(range(v.dim()))
+    lengths: Tensor = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
+    return v * (g / lengths)
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """The hard sigmoid, never in place."""
+    return F.relu6(input + 3) / 6
+
+
+CORRECTIONS: dict[Any, Callable[..., Tensor | None]] = {
+    F.embedding: _embedding,
+    F.embedding_bag: _embedding_bag,
+    torch._weight_norm: _weight_norm,
+    F.hardsigmoid: _hardsigmoid,
+}
+"""By function of torch; `None` is returned for what torch is right about."""
