@@ -110,7 +110,11 @@ def targets_of(dataset: Dataset[Any], split: str) -> Integers:
             f"{split}: {type(dataset).__name__} has no length or no attribute `targets`. Set it to the class number of "
             "every example, or wrap the data in lightning_meta.datasets.ClassDataset."
         )
-    targets = np.asarray(dataset.targets)
+    targets = dataset.targets
+    transform = getattr(dataset, "target_transform", None)
+    if transform is not None:  # classes are those that the data set returns
+        targets = [int(transform(target)) for target in targets]
+    targets = np.asarray(targets)
     if targets.ndim != 1 or targets.dtype.kind not in "iu":
         raise ConfigurationError(
             f"{split}: the targets of {type(dataset).__name__} must be one integer for each example, got an array "

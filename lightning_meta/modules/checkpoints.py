@@ -85,6 +85,11 @@ def readable(path: Any) -> Iterator[None]:
             ) from error
         if isinstance(error, KeyError) and "pytorch-lightning_version" in text:
             raise CheckpointError(f"{path} is no checkpoint of Lightning: it does not say of which version.") from error
+        if isinstance(error, TypeError) and "'network'" in text and "missing" in text:
+            raise CheckpointError(
+                f"{path} has no description of the network, which a checkpoint of the command line has. Give it: "
+                "load_from_checkpoint(path, network=...)."
+            ) from error
         if isinstance(error, ValueError | TypeError | KeyError | AttributeError):  # made of what was read well
             raise
         raise CheckpointError(

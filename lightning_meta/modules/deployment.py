@@ -38,11 +38,24 @@ def adapted_network(
         learner = Learner(network, module.task_map.names, vectorized=False)
         problem = replace(module.problem(task), learner=learner, ways=None)
         fitted = module.algorithm.fit(problem, steps)
+        learner.isolation.restore()
         adapted = _with_values(replace(learner, network=fitted.network), fitted.values, task.support, transductive)
         if fitted.head is not None:
             adapted = _with_head(adapted, *fitted.head)
         adapted = adapted.eval().requires_grad_(False)
         return _without_absent_classes(module, adapted, problem)
+
+
+def forward(module: "MetaModule", *inputs: Any, **options: Any) -> Any:
+    """Refuse to predict without a task.
+
+    Raises:
+        ConfigurationError: Always; it says what predicts.
+    """
+    raise ConfigurationError(
+        f"{type(module).__name__} does not predict by itself: it adapts. module.adapt_to(inputs, targets) returns a "
+        "network that is adapted to a support set, to call or to export; module.network is the one before adaptation."
+    )
 
 
 @torch.no_grad()

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_meta.algorithms.acting import Actor
 from lightning_meta.functional.masks import real_parts
 from lightning_meta.functional.task_map import joined
 from lightning_meta.metrics import TaskStatistics
+from lightning_meta.modules.optimizers import step_schedulers
+from lightning_meta.modules.trainer_checks import check_batch
 from lightning_meta.task import Task, map_tensors
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Evaluation:
 
     def __call__(self, module: "MetaModule", stage: str, batch: Task, loader: int) -> None:
         """Adapt to a batch of tasks and measure."""
+        check_batch(batch)
         with with_gradients(batch) as tasks:
             tasks = collected(module, tasks, training=False)
             outcome = joined(list(module.task_map(module.algorithm.evaluate, module.problem(tasks))))
@@ -52,6 +54,7 @@ class Evaluation:
 
     def predictions(self, module: "MetaModule", batch: Task) -> Any:
         """Predictions for the query sets, `(B, queries, ...)`; a list of each task's own where those are masked."""
+        check_batch(batch)
         with with_gradients(batch) as tasks:
             tasks = collected(module, tasks, training=False)
             found = joined(list(module.task_map(module.algorithm.predict, module.problem(tasks))))
@@ -79,9 +82,8 @@ class Evaluation:
                 if key.startswith("query_") and not key.endswith("_before"):
                     values[f"{key}_ci95"] = ci95.float()
                 self.log(module, stage, values, suffix)
-        scheduler = module.lr_schedulers() if trainer.state.fn == "fit" and not trainer.sanity_checking else None
-        if stage == "val" and isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step(trainer.callback_metrics["val/query_loss"])
+        if stage == "val" and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            step_schedulers(module, validated=True)
 
     def log(
         self, module: "MetaModule", stage: str, values: Mapping[str, Tensor], suffix: str = "", tasks: int | None = None

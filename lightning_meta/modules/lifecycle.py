@@ -11,6 +11,7 @@ from lightning_meta.functional.allocator import keep_freed_memory
 from lightning_meta.functional.network import check_network
 from lightning_meta.functional.normalization import batch_normalized_layers
 from lightning_meta.modules.checkpoints import AtomicCheckpointIO, go_on
+from lightning_meta.modules.optimizers import check_optimizers, keep_monitors
 from lightning_meta.modules.trainer_checks import check_trainer
 
 
@@ -25,8 +26,10 @@ class Lifecycle(pl.Callback):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return [] if any(isinstance(callback, cls) for callback in trainer.callbacks) else [cls()]
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Ask the C library to keep freed memory, on a CPU."""
+        if stage == "fit":
+            keep_monitors(pl_module)
         if trainer.strategy.root_device.type == "cpu" and keep_freed_memory():
             rank_zero_info("Freed memory is kept for the next step (LIGHTNING_META_KEEP_MEMORY=0 leaves that out).")
 
@@ -35,7 +38,8 @@ class Lifecycle(pl.Callback):
         check_network(pl_module.network)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Go on with the random numbers where the checkpoint left them."""
+        """Check the optimizer, and go on with the random numbers where the checkpoint left them."""
+        check_optimizers(trainer.optimizers)
         go_on(pl_module)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:

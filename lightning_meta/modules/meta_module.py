@@ -181,14 +181,14 @@ class MetaModule(pl.LightningModule):
 
     @property
     def mode(self) -> str:
-        """Whether the best is the `"max"` or the `"min"` of `monitor`."""
+        """Whether that is the `"max"` or the `"min"` of it."""
         return "max" if self.monitor == "val/query_accuracy" else "min"
 
-    # What the Trainer calls, and deployment.
+    forward = to_onnx = deployment.forward
 
-    def training_step(self, batch: Task, batch_idx: int) -> None:
-        """One or more outer steps."""
-        self.outer(self, batch)
+    def training_step(self, batch: Task, batch_idx: int) -> Any:
+        """One or more outer steps; callbacks get the loss of the last one."""
+        return self.outer(self, batch)
 
     def validation_step(self, batch: Task, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adapt to a batch of validation tasks and measure."""

@@ -36,7 +36,79 @@ def configured(module: "MetaModule") -> Any:
         scheduler = module.lr_scheduler(optimizer)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigurationError(f"lr_scheduler cannot be made from the optimizer: {error}.") from error
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    waits = {"interval": "epoch", "monitor": "val/query_loss"}
+    when: dict[str, Any] = waits if isinstance(scheduler, ReduceLROnPlateau) else {"interval": "step"}
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **when}}
+
+
+def check_optimizers(optimizers: list[Optimizer]) -> None:
+    """Refuse several outer optimizers.
+
+    Raises:
+        ConfigurationError: There is not exactly one.
+    """
+    if len(optimizers) != 1:
+        raise ConfigurationError(
+            f"configure_optimizers gives {len(optimizers)} optimizers, and an outer step is made by one. Give one, "
+            "with a parameter group for what has another learning rate."
+        )
+
+
+def keep_monitors(module: "MetaModule") -> None:
+    """Keep what Lightning leaves out of the dictionary of a scheduler under manual optimization.
+
+    Until `configure_optimizers` has been called, it is wrapped at this instance.
+    """
+    own = module.configure_optimizers
+
+    def configure() -> Any:
+        found = own()
+        del module.configure_optimizers
+        waits = [found] if isinstance(found, dict) else []
+        if isinstance(found, tuple | list) and len(found) == 2 and isinstance(found[1], list):
+            waits = [each for each in found[1] if isinstance(each, dict)]
+        for each in waits:
+            inside = each.get("lr_scheduler")
+            if isinstance(inside, dict):
+                each = inside
+            scheduler = each.get("scheduler", inside)
+            module.outer.monitors[id(scheduler)] = each.pop("monitor", None), each.pop("strict", True)
+            each.pop("reduce_on_plateau", None)
+        return found
+
+    module.configure_optimizers = configure  # type: ignore[method-assign]
+
+
+def step_schedulers(module: "MetaModule", *, validated: bool = False) -> None:
+    """Step the schedulers that are due, as Lightning's dictionary of a scheduler says.
+
+    After an outer step these are those with the interval `"step"`, after the last one of an epoch those with `"epoch"`;
+    after a validation (`validated`) those that monitor what was measured there.
+
+    Raises:
+        ConfigurationError: What a scheduler monitors was not logged.
+    """
+    trainer: Any = module.trainer
+    per_batch = module.outer.per_batch
+    of_step = trainer.fit_loop.epoch_loop.batch_idx * per_batch + module.outer.step % per_batch + 1
+    for config in trainer.lr_scheduler_configs:
+        reduces = isinstance(config.scheduler, ReduceLROnPlateau)
+        monitor, strict = module.outer.monitors.get(id(config.scheduler), (None, True))
+        monitor = monitor or "val/query_loss"
+        waits = reduces and monitor.startswith("val/")
+        number = of_step if config.interval == "step" and not waits else trainer.current_epoch + 1
+        is_time = config.interval == "step" or (trainer.is_last_batch and of_step % per_batch == 0)
+        if waits != validated or not (waits or is_time) or number % config.frequency:
+            continue
+        value = trainer.callback_metrics.get(monitor) if reduces else None
+        if reduces and value is None:
+            if strict:
+                raise ConfigurationError(
+                    f"ReduceLROnPlateau monitors {monitor!r}, which is not logged. There are: "
+                    f"{', '.join(trainer.callback_metrics)}."
+                )
+            continue
+        module.lr_scheduler_step(config.scheduler, value)
 
 
 def check_inner_rate(rate: float | None, algorithm: Algorithm) -> None:

@@ -6,11 +6,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.amp import GradScaler
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_meta.algorithms.base import Outcome
 from lightning_meta.errors import ConfigurationError, NotFiniteError
 from lightning_meta.modules.evaluation import collected
+from lightning_meta.modules.optimizers import step_schedulers
+from lightning_meta.modules.trainer_checks import check_batch
 from lightning_meta.randomness import seeded
 from lightning_meta.task import Task, map_tensors, number_of_tasks, tensors_of
 
@@ -61,11 +62,14 @@ class OuterStep:
         self.skipped = 0
         """How many outer steps were skipped in this training, because something was not finite."""
         self._skipped_in_a_row = 0
+        self.monitors: dict[int, tuple[str | None, bool]] = {}
+        """What schedulers monitor, by their `id`, and whether it has to be there."""
         self.tasks_together: int | None = None
         """How many tasks ran together in the last outer step of this training; 0 for one after another."""
 
-    def __call__(self, module: "MetaModule", batch: Task) -> None:
-        """Make the outer steps of a batch of tasks."""
+    def __call__(self, module: "MetaModule", batch: Task) -> dict[str, Tensor]:
+        """Make the outer steps of a batch of tasks; returns the loss of the last one, as callbacks get it."""
+        check_batch(batch)
         trainer: Any = module.trainer
         if self.seed is None:
             self.seed = torch.initial_seed()
@@ -80,6 +84,7 @@ class OuterStep:
                     self._describe(module, batch)
                 loss, problem = self._differentiate(module, batch)
             self._finish(module, loss, problem, number_of_tasks(batch))
+        return {"loss": loss}
 
     def _describe(self, module: "MetaModule", tasks: Task) -> None:
         """Say once how tasks are run."""
@@ -104,10 +109,8 @@ class OuterStep:
         outcome: Outcome | None = module.outcome  # a meta_loss of a user's own may leave none
         if self._update(module, module.optimizers(), problem) and outcome is not None:
             module.algorithm.carry(mean_over_devices(module.trainer, outcome.carried))
-        scheduler = module.lr_schedulers()
-        if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step()
         self._log(module, loss, outcome, tasks)
+        step_schedulers(module)
 
     def _update(self, module: "MetaModule", optimizer: Any, problem: str | None) -> bool:
         """Make the outer optimizer's step, unless something is not finite; whether it was made."""

@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
 from lightning_meta.functional.losses import Loss, check_classes, is_cross_entropy
-from lightning_meta.task import are_classes
+from lightning_meta.task import Examples, Task, are_classes, tensors_of
 
 
 def check_trainer(trainer: pl.Trainer, module: str) -> None:
     """Refuse settings of the Trainer that the module `module` has its own for, or that meta-learning cannot use.
 
     Raises:
-        ConfigurationError: `gradient_clip_val` or `accumulate_grad_batches` is set, the strategy shards parameters, or
-            they would be float16.
+        ConfigurationError: `gradient_clip_val`, `accumulate_grad_batches` or `overfit_batches` is set, the strategy
+            shards parameters, or they would be float16.
     """
     if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
         raise ConfigurationError(
@@ -27,6 +27,13 @@ def check_trainer(trainer: pl.Trainer, module: str) -> None:
         raise ConfigurationError(
             "precision='16-true' updates parameters in float16, where small steps are lost. Use precision='16-mixed' "
             "or 'bf16-mixed'."
+        )
+    overfit: float = getattr(trainer, "overfit_batches", 0)
+    if overfit:
+        raise ConfigurationError(
+            f"Trainer(overfit_batches={overfit}) would see other tasks in every epoch: the stream of "
+            "training tasks is endless. For the same few give a TaskDataModule whose tasks depend on number % k, or "
+            "test on training data."
         )
     clip, accumulate = trainer.gradient_clip_val, trainer.accumulate_grad_batches
     if clip:
@@ -40,6 +47,32 @@ def check_trainer(trainer: pl.Trainer, module: str) -> None:
             f"module's meta_batch_size instead; task_parallel='loop' or a chunk size of {module} keeps the memory of a "
             "large meta-batch small."
         )
+
+
+def check_batch(batch: Any) -> None:
+    """Refuse a batch that is not one of tasks.
+
+    Raises:
+        ArgumentTypeError: It is something else than a `Task`.
+        ConfigurationError: It is a single task, without the dimension of tasks.
+    """
+    remedy = (
+        "Meta-learning needs batches of tasks: a lightning_meta.Task of support and query Examples, such as an "
+        "EpisodicDataModule makes of a labelled data set."
+    )
+    if not isinstance(batch, Task):
+        raise ArgumentTypeError(f"The loader gives a {type(batch).__name__}. {remedy}")
+    for part in batch:
+        if not isinstance(part, Examples):
+            raise ArgumentTypeError(f"A Task of the loader holds a {type(part).__name__}. {remedy}")
+        shapes = [tuple(tensor.shape) for tensor in tensors_of((part.inputs, part.targets))]
+        if part is batch.support and not tensors_of(part.targets):
+            raise ArgumentTypeError(f"A Task of the loader has no tensor among its support targets. {remedy}")
+        if any(len(shape) < 2 for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
+            raise ConfigurationError(
+                f"The tensors of a Task have the shapes {shapes}; each must begin with the number of tasks and the "
+                "number of examples, (B, examples, ...). One task alone needs .unsqueeze(0)."
+            )
 
 
 def check_outputs(loss: Loss, predictions: Any, targets: Any, mask: Tensor | None, trainer: pl.Trainer | None) -> None:
