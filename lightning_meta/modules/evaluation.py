@@ -75,7 +75,7 @@ class Evaluation:
         rows = {loader: found for loader, found in sorted(rows.items()) if found.update_called}
         names = getattr(getattr(trainer, "datamodule", None), f"{stage}_rows", None) or []
         for loader, found in rows.items():
-            name = names[loader] if loader < len(names) else f"dataloader_idx_{loader}"
+            name = names[loader] if loader < len(names) else f"loader_{loader}"
             suffix = f"/{name}" if len(rows) > 1 or names else ""
             for key, (mean, ci95) in found.to(module.device).compute().items():
                 values = {key: mean.float()}

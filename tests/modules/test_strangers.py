@@ -681,3 +681,14 @@ def test_classes_are_those_that_a_data_set_returns():
         returned = [dataset[int(i)][1] for i in inputs.flatten()]
         assert len(set(zip(returned, targets.tolist(), strict=True))) == 2
         assert set(returned) == {0, 1}
+
+
+def test_several_validation_and_test_loaders_are_measured_apart():
+    parts = [sinusoids(k_shot=k, val_tasks=4, test_tasks=4, steps_per_epoch=2) for k in (1, 10)]
+    for part in parts:
+        part.setup()
+    own = trainer()
+    own.fit(sinusoid_module(), parts[0].train_dataloader(), [part.val_dataloader() for part in parts])
+    assert own.callback_metrics["val/query_loss/loader_0"] != own.callback_metrics["val/query_loss/loader_1"]
+    row, *_ = own.test(sinusoid_module(), [part.test_dataloader() for part in parts], verbose=False)
+    assert row["test/query_loss/loader_0"] != row["test/query_loss/loader_1"]
