@@ -11,10 +11,10 @@ from lightning_meta.algorithms.base import Adapted, Algorithm, Fitted, MetaGradi
 from lightning_meta.algorithms.evaluation import curve, details, evaluate, predicted
 from lightning_meta.algorithms.start import Start
 from lightning_meta.errors import ConfigurationError
-from lightning_meta.functional.inner_loop import BatchUpdate, Order, adapt, check_steps
+from lightning_meta.functional.inner_loop import BatchUpdate, InnerObjective, Order, adapt, check_steps
 from lightning_meta.functional.multi_step import multi_step_weights
 from lightning_meta.functional.network import Params, dict_key, select_parameters
-from lightning_meta.functional.problem import InnerObjective, Problem
+from lightning_meta.functional.problem import Problem
 from lightning_meta.inner.base import InnerOptimizer, check_optimizer
 from lightning_meta.task import map_tensors, tensors_of
 

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError, NetworkError
+from lightning_meta.functional.conjugate_gradient import inner
+from lightning_meta.functional.mini_batches import mini_batch
 from lightning_meta.functional.network import Params, take_written
+from lightning_meta.functional.problem import Problem
+from lightning_meta.task import Examples
 
 Order = Literal[0, 1, 2]
 """What the adapted parameters are differentiable in: nothing (0), the initial parameters with the gradients taken for
@@ -133,6 +137,42 @@ def adapt(
     if on_step is not None:
         on_step(first + steps, params, buffers, state)
     return params, buffers, state, losses
+
+
+@dataclass
+class InnerObjective:
+    r"""What an inner loop descends: the loss of each task's parameters on support examples.
+
+    Attributes:
+        problem: The tasks.
+        initial: Each task's parameters before the first step, `(B, *shape)` each.
+        twice: Whether it is differentiated twice.
+        proximal: λ of a term :math:`\frac{\lambda}{2} \|\phi - \theta\|^2` that is added.
+        batch_size: How many support examples count in a step; all if `None`: see `mini_batch`.
+        draw: Which mini-batches are drawn.
+        given: The support examples, if the problem is not to be asked for them.
+        support: The support examples of the last step, all of them.
+    """
+
+    problem: Problem
+    initial: Params
+    twice: bool = False
+    proximal: float = 0.0
+    batch_size: int | None = None
+    draw: int = 0
+    given: Examples | None = None
+    support: Examples | None = None
+
+    def __call__(self, params: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
+        """The loss of each task after `step` inner steps, `(B,)`, and the buffers afterwards."""
+        batch = self.support = self.given or self.problem.support(params, step)
+        if self.batch_size is not None:
+            batch = mini_batch(batch, step, self.batch_size, self.draw)
+        losses, buffers = self.problem.support_losses(params, buffers, batch, step, twice=self.twice)
+        if self.proximal:
+            ways = {name: param - self.initial[name] for name, param in params.items()}
+            losses = losses + self.proximal / 2 * inner(ways, ways)
+        return losses, buffers
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,10 @@ IGNORED = -100
 """The class number that torch's cross-entropy leaves out."""
 
 # Losses that would silently broadcast targets of another shape.
-ELEMENTWISE = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
-WATCHED = (
-    *ELEMENTWISE, F.poisson_nll_loss, F.gaussian_nll_loss, F.kl_div, F.soft_margin_loss, F.binary_cross_entropy,
+ELEMENTWISE = (
+    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.poisson_nll_loss, F.gaussian_nll_loss, F.kl_div,
+    F.soft_margin_loss,
 )  # fmt: skip
-"""Losses that are watched for that inside of a loss, too."""
-ELEMENTWISE_CLASSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
 def losses_of_tasks(loss: Loss, predictions: Any, targets: Any, mask: Tensor | None = None) -> Tensor:
@@ -68,22 +66,25 @@ def losses_of_tasks(loss: Loss, predictions: Any, targets: Any, mask: Tensor | N
 
 
 class _Watch(TorchFunctionMode):
-    """Within it, predictions and targets of another shape, as many numbers each, are not broadcast silently."""
+    """Within it, losses of torch, and what is done with predictions and targets themselves, do not broadcast."""
 
     def __init__(self, predictions: Any, targets: Any) -> None:
         super().__init__()
         self.given = {id(t): t for t in (predictions, targets) if isinstance(t, Tensor)}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        pair = [t for t in args[:2] if isinstance(t, Tensor)]
-        is_theirs = func in WATCHED or all(id(t) in self.given for t in pair)
-        if len(pair) == 2 and is_theirs and pair[0].shape != pair[1].shape and pair[0].numel() == pair[1].numel():
+        kwargs = kwargs or {}
+        pair = [t for t in (*args, *kwargs.values())[:2] if isinstance(t, Tensor)]
+        is_theirs = func in ELEMENTWISE or (
+            all(id(t) in self.given for t in pair) and len({t.numel() for t in pair}) == 1
+        )
+        if len(pair) == 2 and is_theirs and pair[0].shape != pair[1].shape:
             raise ConfigurationError(
                 f"The loss compares {tuple(pair[0].shape)} with {tuple(pair[1].shape)}, which torch would broadcast to "
                 "every pair of them. Give the network's outputs and the targets the same shape, for instance by "
                 "targets.unsqueeze(-1) in the data."
             )
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _watched(loss: Loss) -> Loss:
@@ -152,11 +153,6 @@ def is_cross_entropy(loss: Loss) -> bool:
     return loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
 
 
-def is_elementwise(loss: Loss) -> bool:
-    """Whether a loss compares predictions with targets one number with another."""
-    return loss in ELEMENTWISE or isinstance(loss, ELEMENTWISE_CLASSES)
-
-
 def check_predictions(loss: Loss, predictions: Any, targets: Any) -> None:
     """Refuse predictions and targets that a loss of torch would silently make something else of.
 
@@ -165,11 +161,6 @@ def check_predictions(loss: Loss, predictions: Any, targets: Any) -> None:
         ConfigurationError: An elementwise loss would broadcast one against the other, or cross-entropy would be 0
             whatever is predicted.
     """
-    if is_elementwise(loss) and predictions.shape != targets.shape:
-        raise ConfigurationError(
-            f"The network's outputs are {tuple(predictions.shape)}, but the targets are {tuple(targets.shape)} (tasks, "
-            "examples, ...). Give both the same shape, for instance by targets.unsqueeze(-1) in the data."
-        )
     if not is_cross_entropy(loss):
         return
     if not isinstance(predictions, Tensor):

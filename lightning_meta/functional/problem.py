@@ -1,7 +1,7 @@
 """A batch of tasks as an inner loop sees it: losses and predictions of given parameters."""
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -13,13 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.stateless import _reparametrize_module
 
-from lightning_meta.functional.conjugate_gradient import inner
 from lightning_meta.functional.kernels import Isolation, WritesWeights, task_kernels
 from lightning_meta.functional.masks import filled
-from lightning_meta.functional.mini_batches import mini_batch
 from lightning_meta.functional.network import Params, strip
 from lightning_meta.functional.normalization import (
     batch_normalization,
+    batch_normalized_layers,
     record_statistics,
     transductive_modes,
     with_stored_statistics,
@@ -54,6 +53,7 @@ class Learner:
         transductive: Whether normalization layers use the batch at hand, as MAML does in training and evaluation, or
             what their mode and their buffers say.
         isolation: Undoes what the network leaves in itself.
+        records: Whether the buffers afterwards are to have the statistics of what batch norms are given.
     """
 
     network: nn.Module
@@ -61,6 +61,7 @@ class Learner:
     vectorized: bool
     transductive: bool = True
     isolation: Isolation = field(default_factory=Isolation, compare=False)
+    records: bool = False
 
     @cached_property
     def facts(self) -> tuple[dict[Any, bool], bool, bool, list[nn.Module]]:
@@ -81,7 +82,7 @@ class Learner:
         return ALL_TASKS(function) if self.vectorized else one_task(function)
 
     def call(self, params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None) -> Any:
-        """Predictions of one task's parameters, `(examples, ...)`; with buffers, also those that were assigned."""
+        """Predictions of one task's parameters, `(examples, ...)`; with buffers, also what is new among those."""
         modes, is_tied, _, layers = self.facts
         network = self.network
 
@@ -90,12 +91,14 @@ class Learner:
 
         kernels = task_kernels(self.vectorized, mask, layers, self.isolation, weights)
         state = {**params, **buffers}
-        with batch_normalization(modes), kernels, _reparametrize_module(network, state, tie_weights=is_tied):
+        recorded: AbstractContextManager[Params] = record_statistics(network, mask) if self.records else nullcontext({})
+        reparametrized = _reparametrize_module(network, state, tie_weights=is_tied)
+        with recorded as statistics, batch_normalization(modes), kernels, reparametrized:
             predictions = network(inputs)
-            if not buffers:
-                return predictions
-            now = dict(network.named_buffers())
-            return predictions, {n: now[n] for n, b in buffers.items() if now.get(n, b) is not b}
+            now = dict(network.named_buffers()) if buffers else {}
+        if not buffers and not self.records:
+            return predictions
+        return predictions, {n: now[n] for n, b in buffers.items() if now.get(n, b) is not b} | statistics
 
     def predict(self, params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None) -> tuple[Any, Params]:
         """Predictions of each task's own parameters on its own inputs, and the buffers afterwards.
@@ -119,7 +122,7 @@ class Learner:
             params = copies = {name: param.clone() for name, param in (every | params).items()}
         try:
             found = run(self.call)(params, own, inputs, *masks)
-            predictions, assigned = found if own else (found, {})
+            predictions, assigned = found if own or self.records else (found, {})
             return predictions, own | assigned | {n: c for n, c in copies.items() if n in self.names}
         except WritesWeights:
             self.isolation.writes = True
@@ -136,17 +139,12 @@ class Learner:
 
         The variance is the biased one.
         """
-
-        def of_one_task(params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None) -> Params:
-            with record_statistics(self.network, mask) as statistics:
-                self.call(params, buffers, inputs, mask)
-            return statistics
-
-        buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-        masks = () if mask is None else (mask,)
-        found: Params = self.over_tasks(of_one_task)(params, buffers, inputs, *masks)
+        _, found = replace(self, records=True).predict(params, buffers, inputs, mask)
         self.isolation.restore()
-        return found
+        names = [
+            f"{n}.{kind}" for n in batch_normalized_layers(self.network) for kind in ("running_mean", "running_var")
+        ]
+        return {name: found[name] for name in names if name in found}
 
     def frozen_to(
         self, params: Params, buffers: Params, inputs: Any, mask: Tensor | None = None
@@ -320,39 +318,3 @@ class Problem:
         with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext(), off:
             predictions, buffers = self.predict(params, buffers, examples, step)
             return self.inner_losses(predictions, examples.targets, mask=examples.mask), buffers
-
-
-@dataclass
-class InnerObjective:
-    r"""What an inner loop descends: the loss of each task's parameters on support examples.
-
-    Attributes:
-        problem: The tasks.
-        initial: Each task's parameters before the first step, `(B, *shape)` each.
-        twice: Whether it is differentiated twice.
-        proximal: λ of a term :math:`\frac{\lambda}{2} \|\phi - \theta\|^2` that is added.
-        batch_size: How many support examples count in a step; all if `None`: see `mini_batch`.
-        draw: Which mini-batches are drawn.
-        given: The support examples, if the problem is not to be asked for them.
-        support: The support examples of the last step, all of them.
-    """
-
-    problem: Problem
-    initial: Params
-    twice: bool = False
-    proximal: float = 0.0
-    batch_size: int | None = None
-    draw: int = 0
-    given: Examples | None = None
-    support: Examples | None = None
-
-    def __call__(self, params: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
-        """The loss of each task after `step` inner steps, `(B,)`, and the buffers afterwards."""
-        batch = self.support = self.given or self.problem.support(params, step)
-        if self.batch_size is not None:
-            batch = mini_batch(batch, step, self.batch_size, self.draw)
-        losses, buffers = self.problem.support_losses(params, buffers, batch, step, twice=self.twice)
-        if self.proximal:
-            ways = {name: param - self.initial[name] for name, param in params.items()}
-            losses = losses + self.proximal / 2 * inner(ways, ways)
-        return losses, buffers

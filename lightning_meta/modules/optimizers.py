@@ -59,11 +59,13 @@ def keep_monitors(module: "MetaModule") -> None:
 
     Until `configure_optimizers` has been called, it is wrapped at this instance.
     """
+    vars(module).pop("configure_optimizers", None)  # of a fit that ended before that
     own = module.configure_optimizers
 
     def configure() -> Any:
+        vars(module).pop("configure_optimizers", None)
+        module.outer.monitors = {}
         found = own()
-        del module.configure_optimizers
         waits = [found] if isinstance(found, dict) else []
         if isinstance(found, tuple | list) and len(found) == 2 and isinstance(found[1], list):
             waits = [each for each in found[1] if isinstance(each, dict)]

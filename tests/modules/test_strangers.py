@@ -692,3 +692,34 @@ def test_several_validation_and_test_loaders_are_measured_apart():
     assert own.callback_metrics["val/query_loss/loader_0"] != own.callback_metrics["val/query_loss/loader_1"]
     row, *_ = own.test(sinusoid_module(), [part.test_dataloader() for part in parts], verbose=False)
     assert row["test/query_loss/loader_0"] != row["test/query_loss/loader_1"]
+
+
+def test_a_fit_that_ended_early_leaves_nothing_in_the_way_of_the_next():
+    module = sinusoid_module(lr_scheduler=lambda o: StepLR(o, 1))
+    before = dict(vars(module))
+    broken = pl.Callback()
+    broken.setup = lambda *_, stage: pytest.fail("nothing today")
+    with pytest.raises(pytest.fail.Exception, match="nothing today"):
+        trainer(callbacks=[broken]).fit(module, sinusoids())
+    trainer().fit(module, sinusoids(steps_per_epoch=1))
+    assert vars(module).keys() == before.keys()
+
+
+def test_statistics_are_taken_without_writing_into_weights_either():
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.norm, self.head = nn.Parameter(torch.randn(5, 6)), nn.BatchNorm1d(5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.w.clamp_(-0.4, 0.4)
+            return self.head(self.norm(F.linear(x, self.w)))
+
+    net, tasks = scaled(Body()), vector_tasks()
+    before = copy.deepcopy(net.state_dict())
+    module = MAMLModule(net, transductive=False, adapt_only="head", task_parallel="loop")
+    loader = DataLoader([tasks], batch_size=None, collate_fn=lambda b: b)
+    for _ in range(2):
+        trainer().test(module, loader, verbose=False)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

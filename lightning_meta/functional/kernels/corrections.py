@@ -11,14 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BeforeWrite = Callable[[Tensor], None]
+"""Called with a weight that is about to be written into."""
 
-def _embedding(
-    input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
-    norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
-) -> Tensor | None:  # fmt: skip
-    """An embedding; what `max_norm` asks for has been done."""
-    if max_norm is None and padding_idx is None and not scale_grad_by_freq and not sparse:
-        return None
+
+@torch.no_grad()
+def _renormalize(input: Tensor, weight: Tensor, max_norm: float, norm_type: float) -> None:
+    """Shorten the embeddings `weight[input]` to `max_norm` in place, where they are longer."""
+    used = torch.zeros_like(weight[:, 0]).index_fill(0, input.flatten(), 1) > 0
+    lengths = torch.linalg.vector_norm(weight, norm_type, 1)
+    factor = torch.where(used & (lengths > max_norm), max_norm / (lengths + 1e-7), 1)
+    weight.mul_(factor.unsqueeze(1))
+
+
+def _rows(input: Tensor, weight: Tensor, padding_idx: int | None, scale_grad_by_freq: bool) -> Tensor:
+    """`weight[input]`, with the gradient that an embedding's options ask for."""
     found = F.embedding(input, weight)
     if padding_idx is not None:
         is_padding = input == (padding_idx if padding_idx >= 0 else len(weight) + padding_idx)
@@ -31,24 +38,33 @@ def _embedding(
     return found
 
 
-@torch.no_grad()
-def renormalize(input: Tensor, weight: Tensor, max_norm: float, norm_type: float) -> None:
-    """Shorten the embeddings `weight[input]` to `max_norm` in place, where they are longer."""
-    used = torch.zeros_like(weight[:, 0]).index_fill(0, input.flatten(), 1) > 0
-    lengths = torch.linalg.vector_norm(weight, norm_type, 1)
-    factor = torch.where(used & (lengths > max_norm), max_norm / (lengths + 1e-7), 1)
-    weight.mul_(factor.unsqueeze(1))
+def _embedding(
+    before_write: BeforeWrite, input: Tensor, weight: Tensor, padding_idx: int | None = None,
+    max_norm: float | None = None, norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Tensor | None:  # fmt: skip
+    """An embedding; those that are asked for are shortened to `max_norm` first, in the weights."""
+    if max_norm is not None:
+        before_write(weight)
+        _renormalize(input, weight, max_norm, norm_type)
+    elif padding_idx is None and not scale_grad_by_freq and not sparse:
+        return None
+    return _rows(input, weight, padding_idx, scale_grad_by_freq)
 
 
 def _embedding_bag(
-    input: Tensor, weight: Tensor, offsets: Tensor | None = None, max_norm: float | None = None, norm_type: float = 2,
-    scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False,
-    per_sample_weights: Tensor | None = None, include_last_offset: bool = False, padding_idx: int | None = None,
+    before_write: BeforeWrite, input: Tensor, weight: Tensor, offsets: Tensor | None = None,
+    max_norm: float | None = None, norm_type: float = 2, scale_grad_by_freq: bool = False, mode: str = "mean",
+    sparse: bool = False, per_sample_weights: Tensor | None = None, include_last_offset: bool = False,
+    padding_idx: int | None = None,
 ) -> Tensor | None:  # fmt: skip
     """The sum, mean or maximum of bags of embeddings, `(bags, entries)`; of bags of different sizes it is torch's."""
+    if max_norm is not None:
+        before_write(weight)
     if input.dim() != 2 or (scale_grad_by_freq and mode == "max"):
         return None
-    each = F.embedding(input, weight, padding_idx, None, norm_type, scale_grad_by_freq)
+    if max_norm is not None:
+        _renormalize(input, weight, max_norm, norm_type)
+    each = _rows(input, weight, padding_idx, scale_grad_by_freq)
     if per_sample_weights is not None:
         each = each * per_sample_weights.unsqueeze(-1)
     if padding_idx is None:
@@ -62,14 +78,14 @@ def _embedding_bag(
     return total / counts.sum(1).clamp(min=1) if mode == "mean" else total
 
 
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+def _weight_norm(_: BeforeWrite, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """Weights of the directions v and the lengths g."""
     dims = [d for d in range(v.dim()) if d != dim % v.dim()] if dim != -1 else list(range(v.dim()))
     lengths: Tensor = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
     return v * (g / lengths)
 
 
-def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+def _hardsigmoid(_: BeforeWrite, input: Tensor, inplace: bool = False) -> Tensor:
     """The hard sigmoid, never in place."""
     return F.relu6(input + 3) / 6
 

@@ -1,6 +1,6 @@
 """What a network writes while it runs stays the task's: into its weights, and into attributes of its own."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,12 +88,8 @@ def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Tensor) or (type(value) in (dict, list, tuple) and bool(tensors_of(value)))
 
 
-def storages(tensors: Iterable[Tensor]) -> set[int]:
-    """Where in memory tensors are."""
-    return {_storage(tensor) for tensor in tensors}
-
-
-def _storage(tensor: Tensor) -> int:
+def storage(tensor: Tensor) -> int:
+    """Where in memory a tensor is; views of it are in the same place."""
     return plain(tensor).untyped_storage().data_ptr()
 
 
@@ -104,11 +100,6 @@ def written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tens
         return args[0] if args and isinstance(args[0], Tensor) else None
     out = kwargs.get("out")
     return out if isinstance(out, Tensor) else None
-
-
-def touches(tensor: Tensor, places: set[int]) -> bool:
-    """Whether a tensor is, or looks into, one of those in these places."""
-    return _storage(tensor) in places
 
 
 class _Once:

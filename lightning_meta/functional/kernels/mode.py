@@ -10,12 +10,11 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_meta.functional.kernels.bilinear import Multiply
 from lightning_meta.functional.kernels.convolution import Convolution
-from lightning_meta.functional.kernels.corrections import CORRECTIONS, renormalize
+from lightning_meta.functional.kernels.corrections import CORRECTIONS
 from lightning_meta.functional.kernels.isolation import (
     Isolation,
     WritesWeights,
-    storages,
-    touches,
+    storage,
     without_activation_checkpoints,
     written,
 )
@@ -180,21 +179,11 @@ class task_kernels(TorchFunctionMode):
         if self.vectorized:  # nobody can use a tensor of torch.vmap afterwards; a single task's may be in the loss
             self.isolation.restore()
 
-    def _renormalize(
-        self, func: Any, input: Tensor, weight: Tensor, *args: Any, max_norm: float | None = None, **kwargs: Any
-    ) -> None:
-        """Shorten the embeddings that are asked for to `max_norm`, in the weights, as torch's function does."""
-        if len(args) > 1:
-            max_norm = args[1]
-        if max_norm is not None:
-            self._check_write(weight)
-            renormalize(input, weight, max_norm, kwargs.get("norm_type", args[2] if len(args) > 2 else 2.0))
-
     def _check_write(self, tensor: Tensor) -> None:
         if not self.isolation.writes:
             if self.places is None:
-                self.places = storages(self.weights())
-            if touches(tensor, self.places):
+                self.places = {storage(weight) for weight in self.weights()}
+            if storage(tensor) in self.places:
                 raise WritesWeights
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -202,13 +191,11 @@ class task_kernels(TorchFunctionMode):
         target = written(func, args, kwargs)
         if target is not None:
             self._check_write(target)
-        if func is F.embedding or func is F.embedding_bag:
-            self._renormalize(func, *args, **kwargs)
         if func is F.batch_norm and self.mask is not None:
             normalized = _masked_batch_norm(self.mask, *args, **kwargs)
             return func(*args, **kwargs) if normalized is None else normalized
         if func in CORRECTIONS:
-            corrected = CORRECTIONS[func](*args, **kwargs)
+            corrected = CORRECTIONS[func](self._check_write, *args, **kwargs)
             return func(*args, **kwargs) if corrected is None else corrected
         kernel = _KERNELS.get(func)
         if kernel is not None and AVAILABLE and args and (self.vectorized or args[0].numel() >= SMALLEST_OF_ONE_TASK):
