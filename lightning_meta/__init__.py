@@ -23,7 +23,7 @@ from lightning_meta.modules import (
     R2D2Module,
     ReptileModule,
 )
-from lightning_meta.task import Examples, Task, TaskDistribution
+from lightning_meta.task import Examples, Task, TaskDistribution, stack_tasks
 
 __all__ = [
     "LSLR",
@@ -56,4 +56,5 @@ __all__ = [
     "TaskDataModule",
     "TaskDistribution",
     "__version__",
+    "stack_tasks",
 ]

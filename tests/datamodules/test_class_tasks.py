@@ -2,15 +2,20 @@
 
 import time
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import ToTensor
 
 from lightning_meta import EpisodicDataModule
 from lightning_meta.datamodules import ClassTasks
 from lightning_meta.datasets import ClassDataset
+from lightning_meta.errors import DataError
 
 
 def numbered(classes=8, each=6, start=0):
@@ -185,6 +190,37 @@ def test_examples_that_cannot_be_read_or_stacked_are_named():
         ClassTasks(unreadable(), "train", 2, 1, 1).tasks([0])
     with pytest.raises(TypeError, match=r"inputs of type object cannot be stacked.*ToTensor"):
         ClassTasks(bad_images(), "train", 2, 1, 1).tasks([0])
+
+
+def test_the_file_that_cannot_be_read_is_named(tmp_path):
+    for i in range(12):
+        folder = tmp_path / f"class{i // 4}"
+        folder.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 20 * i).save(folder / f"{i}.png")
+    (tmp_path / "class1" / "6.png").write_bytes(b"no image")
+    folder = ImageFolder(str(tmp_path), ToTensor())
+    with pytest.raises(DataError, match=r"train: example 2 of the data set, .*class1.6\.png, cannot be read"):
+        ClassTasks(Subset(folder, range(4, 12)), "train", 2, 2, 2).tasks(range(5))
+
+
+class WithValue(Plain):
+    """Its inputs are dicts with something else than tensors."""
+
+    value: Any = None
+
+    def __getitem__(self, index):
+        inputs, target = super().__getitem__(index)
+        return inputs | {"more": {"value": self.value}}, target
+
+
+@pytest.mark.parametrize("value", ["a text", b"bytes"])
+def test_values_that_cannot_be_divided_among_tasks_are_refused(value):
+    data = WithValue(numbered())
+    data.value = value
+    with pytest.raises(TypeError, match=rf"inputs\['more'\]\['value'\]\[0\], a {type(value).__name__}\. Leave it out"):
+        ClassTasks(data, "train", 2, 1, 1).tasks([0])
+    data.value = 3.0
+    assert ClassTasks(data, "train", 2, 1, 1).tasks([0]).support.inputs["more"]["value"].shape == (1, 2)
 
 
 def test_a_data_set_that_returns_inputs_alone_is_refused():

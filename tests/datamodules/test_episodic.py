@@ -164,7 +164,7 @@ def test_every_option_is_explicit_documented_and_the_bases(kind):
     shared = [name for name in theirs if name in own]
     assert [own[name] for name in shared] == [theirs[name] for name in shared]
     if kind in (GlyphsDataModule, OmniglotDataModule):
-        assert set(theirs) - set(own) == {"train_dataset", "val_dataset", "test_dataset"}
+        assert set(theirs) - set(own) == {"train_dataset", "val_dataset", "test_dataset", "same_names"}
         listed_by_base = re.search(r"Args:\n(.*?)\n\n", inspect.cleandoc(base.__doc__), re.DOTALL).group(1)
         assert all(f"{name}: {sentences[name]}" in listed_by_base for name in shared)
 
