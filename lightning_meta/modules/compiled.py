@@ -1,7 +1,9 @@
 """Outer steps by a compiled program."""
 
+import itertools
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,8 +13,8 @@ from torch.nn.utils.stateless import _reparametrize_module
 from lightning_meta.algorithms.base import Outcome
 from lightning_meta.functional.inner_loop import scaled_gradients
 from lightning_meta.functional.problem import Problem
-from lightning_meta.modules.checkpoints import objects
-from lightning_meta.task import map_tensors, tensors_of
+from lightning_meta.functional.python_values import own_methods, python_values
+from lightning_meta.task import map_tensors, structure_of, tensors_of
 
 if TYPE_CHECKING:
     from lightning_meta.modules.meta_module import MetaModule
@@ -31,6 +33,7 @@ def compiled_gradient(module: "MetaModule", whole: Problem) -> Callable[[Problem
         return None
     own = dict(module.named_parameters()) | dict(module.named_buffers())
     trainable = {name for name, p in module.named_parameters() if p.requires_grad}
+    values = partial(_values, module)
 
     def gradient(part: Problem) -> tuple[Outcome, Gradients]:
         def function(tensors: list[Tensor]) -> tuple[Outcome, Gradients]:
@@ -47,7 +50,8 @@ def compiled_gradient(module: "MetaModule", whole: Problem) -> Callable[[Problem
         result: tuple[Outcome, Gradients] = module._program(
             function,
             [*(t.detach() for t in own.values()), *tensors_of(part.tasks)],
-            (key, part.learner.vectorized, whole.count, part.tasks.support.mask is None, part.tasks.query.mask is None),
+            (key, part.learner.vectorized, whole.count, structure_of(part.tasks)),
+            values,
         )
         return result
 
@@ -61,5 +65,13 @@ def _key(module: "MetaModule", problem: Problem) -> Hashable | None:
         return None
     modes = tuple(layer.training for layer in module.modules())
     trainable = tuple(p.requires_grad for p in module.parameters())
-    losses = (module.loss, module.inner_loss)
-    return own, modes, trainable, losses, problem.ways, problem.details, tuple(objects(module).items())
+    return own, modes, trainable, problem.ways, problem.details
+
+
+def _values(module: "MetaModule") -> Hashable:
+    """The Python values that the network, the algorithm, the losses and overridden hooks run with."""
+    kind = type(module)
+    hooks = own_methods(kind)  # type: ignore[arg-type]
+    own = {name: v for name, v in vars(module).items() if name[0] != "_" and isinstance(v, int | float | str)}
+    layers = itertools.chain(module.network.modules(), module.algorithm.modules())
+    return kind, python_values(layers, module.loss, module.inner_loss, *hooks, own if hooks else None)
