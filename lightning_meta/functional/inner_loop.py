@@ -6,13 +6,13 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError, NetworkError
 from lightning_meta.functional.conjugate_gradient import inner
 from lightning_meta.functional.mini_batches import mini_batch
 from lightning_meta.functional.network import Params, take_written
 from lightning_meta.functional.problem import Problem
+from lightning_meta.functional.recompute import recomputed
 from lightning_meta.task import Examples
 
 Order = Literal[0, 1, 2]
@@ -128,7 +128,7 @@ def adapt(
         if on_step is not None:
             on_step(step, params, buffers, state)
         if recompute and order == 2:
-            params, buffers, state, loss = checkpoint(one_step, params, buffers, state, step, use_reentrant=False)
+            params, buffers, state, loss = recomputed(one_step, params, buffers, state, step)
         else:
             params, buffers, state, loss = one_step(params, buffers, state, step)
         losses.append(loss)

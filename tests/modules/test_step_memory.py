@@ -1,5 +1,6 @@
 """What bounds the memory of an outer step, each measured in a process of its own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,47 +15,53 @@ from tests.modules.test_contracts import meta_gradient
 from tests.networks import network
 
 CODE = """
-import re, sys, torch
+import json, os, re, sys, torch
 from pathlib import Path
 from lightning_meta import Conv4, Examples, MAMLModule, Task
 torch.set_num_threads(1)
-tasks, steps, way, recompute = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4] == "recompute"
-labels = torch.arange(5).expand(tasks, -1).contiguous()
-batch = Task(*(Examples(torch.rand(tasks, 5, 1, 28, 28), labels) for _ in range(2)))
-way = int(way) if way.isdigit() else way
-module = MAMLModule(Conv4(5), 0.01, steps, task_parallel=way, checkpoint_inner_steps=recompute)
 resident = lambda key: int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-before = resident("VmRSS")
-for _ in range(2):
-    module.zero_grad()
-    module.meta_loss(batch).backward()
-print(resident("VmHWM") - before)
+for tasks, steps, way, recompute in json.loads(sys.argv[1]):
+    if os.fork():  # a process of its own for each case
+        os.wait()
+        continue
+    labels = torch.arange(5).expand(tasks, -1).contiguous()
+    batch = Task(*(Examples(torch.rand(tasks, 5, 1, 28, 28), labels) for _ in range(2)))
+    module = MAMLModule(Conv4(5), 0.01, steps, task_parallel=way, checkpoint_inner_steps=recompute)
+    before = resident("VmRSS")
+    for _ in range(2):
+        module.zero_grad()
+        module.meta_loss(batch).backward()
+    print(resident("VmHWM") - before, flush=True)
+    os._exit(0)
 """
 
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
 
 
-def memory(tasks, steps, way, recompute=False):
-    """MiB at the peak of outer steps, with the allocator as it comes: what it keeps is no need."""
-    command = [sys.executable, "-c", CODE, str(tasks), str(steps), str(way), "recompute" if recompute else "keep"]
+def memory(*cases):
+    """MiB at the peak of outer steps of each case, (tasks, inner steps, way, whether steps are computed again).
+
+    With the allocator as it comes: what it keeps is no need.
+    """
     environment = os.environ | {"LIGHTNING_META_KEEP_MEMORY": "0"}
+    command = [sys.executable, "-c", CODE, json.dumps(cases)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return float(done.stdout)
+    return [float(line) for line in done.stdout.split()]
 
 
 @on_linux
 def test_the_memory_of_a_loop_does_not_grow_with_the_tasks():
-    found = {(way, tasks): memory(tasks, 1, way) for way in ("loop", 1) for tasks in (4, 64)}
+    *found, together = memory(*((n, 1, way, False) for way in ("loop", 1) for n in (4, 64)), (16, 1, "vmap", False))
     print(found)
-    assert max(found.values()) <= 1.1 * min(found.values())
-    assert memory(16, 1, "vmap") > 2 * max(found.values())  # what is measured is the step
+    assert max(found) <= 1.1 * min(found)
+    assert together > 2 * max(found)  # what is measured is the step
 
 
 @on_linux
 def test_checkpointed_inner_steps_bound_the_memory_of_many():
-    cases = ((2, False), (10, True), (10, False))
+    cases = [(8, 2, "vmap", False), (8, 10, "vmap", True), (8, 10, "vmap", False)]
     # The allocator adds to what a step needs, now more and now less.
-    two, ten, kept = (min(memory(8, steps, "vmap", recompute) for _ in range(2)) for steps, recompute in cases)
+    two, ten, kept = map(min, zip(memory(*cases), memory(*cases), strict=True))
     print(f"2 steps {two:.0f} MiB, 10 checkpointed {ten:.0f} MiB, 10 kept {kept:.0f} MiB")
     assert ten <= 2 * two
     assert ten < kept
