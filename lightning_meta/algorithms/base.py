@@ -24,12 +24,14 @@ class Outcome(NamedTuple):
         inner_losses: Support losses before each inner step, `(B, steps)`, detached.
         carried: Tensors `(B, ...)` whose mean over the tasks of all devices is given to `Algorithm.carry` after the
             outer step.
+        judged: In evaluation what was judged: predictions and targets `(B, queries, ...)`, and the mask.
     """
 
     losses: Tensor
     metrics: dict[str, Tensor]
     inner_losses: Tensor
     carried: Any = ()
+    judged: Any = ()
 
 
 class Adapted(NamedTuple):

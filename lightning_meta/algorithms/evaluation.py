@@ -25,7 +25,7 @@ def evaluate(algorithm: "GradientBased", problem: Problem) -> Outcome:
         losses = problem.losses(predictions, query)
         metrics = problem.metrics("query", predictions, query)
     metrics |= details(algorithm, problem, adapted, query, algorithm.statistics)
-    return Outcome(losses, metrics, adapted.inner_losses)
+    return Outcome(losses, metrics, adapted.inner_losses, judged=(predictions, query.targets, query.mask))
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class MetricBased(Algorithm):
 
     def learn(self, problem: Problem) -> Outcome:
         """The loss of the query sets, classified by the support sets' head."""
-        return self._judged(problem, "query batch (transductive)")
+        return self._judged(problem, "query batch (transductive)")._replace(judged=())
 
     def evaluate(self, problem: Problem) -> Outcome:
         """The same, with nothing to differentiate."""
@@ -72,7 +72,8 @@ class MetricBased(Algorithm):
     def _judged(self, problem: Problem, statistics: Statistics) -> Outcome:
         logits, query = self._logits(problem, statistics), problem.query({})
         losses = problem.losses(logits, query)
-        return Outcome(losses, problem.metrics("query", logits, query), losses.detach().new_empty(problem.count, 0))
+        metrics, none = problem.metrics("query", logits, query), losses.detach().new_empty(problem.count, 0)
+        return Outcome(losses, metrics, none, judged=(logits, query.targets, query.mask))
 
     def _logits(self, problem: Problem, statistics: Statistics) -> Tensor:
         """What the tasks' heads make of the query sets, `(B, queries, N)`."""

@@ -1,8 +1,6 @@
 """Tasks of different sizes in one batch: what is padding, and what each task has."""
 
-import inspect
 from collections.abc import Iterator
-from functools import wraps
 from typing import Any
 
 import torch
@@ -57,29 +55,3 @@ def real_parts(mask: Tensor, *trees: Any) -> Iterator[tuple[Any, ...]]:
     """Each task's own, without its padding: trees of tensors `(examples of that task, ...)`."""
     for b, own in enumerate(mask):
         yield tuple(map_tensors(lambda t, b=b, own=own: t[b][own], tree) for tree in trees)
-
-
-def complete_hooks(cls: type, *names: str) -> None:
-    """Give methods of predictions and targets of all tasks, `(B, examples, ...)`, an argument `mask` if they have none.
-
-    Where there is a mask, they are called for one task after another then, with its real examples alone.
-    """
-    for name in names:
-        _complete(cls, name)
-
-
-def _complete(cls: type, name: str) -> None:
-    parameters = inspect.signature(getattr(cls, name), follow_wrapped=False).parameters.values()
-    if any(parameter.name == "mask" or parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    hook = inspect.getattr_static(cls, name)
-
-    @wraps(getattr(cls, name))
-    def completed(self: Any, predictions: Any, targets: Any, mask: Tensor | None = None) -> Any:
-        own = hook.__get__(self, type(self))
-        if mask is None:
-            return own(predictions, targets)
-        results = [own(*map_tensors(lambda t: t.unsqueeze(0), part)) for part in real_parts(mask, predictions, targets)]
-        return map_tensors(lambda *each: torch.cat(each), *results)
-
-    setattr(cls, name, completed)

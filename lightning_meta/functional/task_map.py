@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_meta.errors import ConfigurationError, LightningMetaError, NetworkError, first_line
+from lightning_meta.errors import ArgumentTypeError, ConfigurationError, LightningMetaError, NetworkError, first_line
 from lightning_meta.functional.gradients import surrogate
 from lightning_meta.functional.inner_loop import scaled_gradients
 from lightning_meta.functional.kernels import Isolation
@@ -178,6 +178,8 @@ class TaskMap:
 
     def _fall_back(self, function: Run, together: Problem, single: Learner, error: Exception) -> None:
         """Turn to the loop because of an error under vmap; raise where that is not the remedy."""
+        if isinstance(error, ConfigurationError | ArgumentTypeError):
+            raise error
         layer = failing_layer(self.network, lambda: function(together))
         part = together
         try:

@@ -8,6 +8,7 @@ from lightning_meta.functional.losses import Loss
 from lightning_meta.functional.task_map import TaskParallel
 from lightning_meta.inner import InnerOptimizer
 from lightning_meta.modules.documentation import complete_arguments
+from lightning_meta.modules.evaluation import Metrics
 from lightning_meta.modules.maml import MAMLModule, default_sgd
 from lightning_meta.modules.meta_module import MetaModule
 from lightning_meta.modules.optimizers import LRSchedulerCallable, OptimizerCallable
@@ -56,6 +57,7 @@ class CAVIAModule(MetaModule):
         *,
         loss: Loss | None = None,
         inner_loss: Loss | None = None,
+        metrics: Metrics | None = None,
         optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
         inner_optimizer_lr: float | None = None,
@@ -76,9 +78,9 @@ class CAVIAModule(MetaModule):
             statistics="query batch (transductive)" if transductive else "support set",
         )
         super().__init__(
-            network, algorithm, loss=loss, inner_loss=inner_loss, optimizer=optimizer, lr_scheduler=lr_scheduler,
-            inner_optimizer_lr=inner_optimizer_lr, gradient_clip_val=gradient_clip_val, task_parallel=task_parallel,
-            outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite,
+            network, algorithm, loss=loss, inner_loss=inner_loss, metrics=metrics, optimizer=optimizer,
+            lr_scheduler=lr_scheduler, inner_optimizer_lr=inner_optimizer_lr, gradient_clip_val=gradient_clip_val,
+            task_parallel=task_parallel, outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite,
             max_skipped_steps=max_skipped_steps, compile=compile,
         )  # fmt: skip
 

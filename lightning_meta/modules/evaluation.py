@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 
 from lightning_meta.algorithms.acting import Actor
+from lightning_meta.errors import ArgumentTypeError
 from lightning_meta.functional.masks import real_parts
 from lightning_meta.functional.task_map import joined
 from lightning_meta.metrics import TaskStatistics
@@ -17,6 +19,10 @@ from lightning_meta.task import Task, map_tensors
 
 if TYPE_CHECKING:
     from lightning_meta.modules.meta_module import MetaModule
+
+Metrics = Metric | MetricCollection
+_LONGEST = 100
+"""Of a metric that is a vector, such as an accuracy for each class, no more values than these are logged."""
 
 
 @contextmanager
@@ -34,10 +40,27 @@ def collected(module: "MetaModule", tasks: Task, *, training: bool) -> Task:
 
 
 class Evaluation:
-    """What a module measures in validation and test: the values of every task, for each of several loaders."""
+    """What a module measures in validation and test: the values of every task, for each of several loaders.
 
-    def __init__(self) -> None:
+    Args:
+        metrics: What else to measure, over the query examples of all tasks together.
+
+    Raises:
+        ArgumentTypeError: `metrics` are none of torchmetrics.
+    """
+
+    def __init__(self, metrics: Metrics | None = None) -> None:
+        if not isinstance(metrics, Metrics | None):
+            raise ArgumentTypeError(
+                f"metrics must be a Metric or a MetricCollection of torchmetrics, got {metrics!r}. Functions of your "
+                "own belong into task_metrics."
+            )
+        self.metrics = metrics
         self.statistics: dict[tuple[str, int], TaskStatistics] = {}
+        self.measured: dict[tuple[str, int], Metrics] = {}
+        self.results: dict[str, dict[str, Tensor]] = {}
+        """What `metrics` came to in the last `"val"` and `"test"`, matrices included; of further loaders under
+        `"test/<name>"`."""
 
     def of(self, stage: str, loader: int = 0) -> TaskStatistics:
         """What was measured on the tasks of one loader."""
@@ -51,6 +74,12 @@ class Evaluation:
             outcome = joined(list(module.task_map(module.algorithm.evaluate, module.problem(tasks))))
         # Outside of the block, since the metric's state was reset under the grad mode that holds here.
         self.of(stage, loader).update({"query_loss": outcome.losses, **outcome.metrics})
+        if self.metrics is not None:
+            predictions, targets, mask = outcome.judged
+            if (stage, loader) not in self.measured:
+                self.measured[stage, loader] = self.metrics.clone()
+            together = map_tensors(lambda t: t.flatten(0, 1) if mask is None else t[mask], (predictions, targets))
+            self.measured[stage, loader].to(module.device).update(*together)
 
     def predictions(self, module: "MetaModule", batch: Task) -> Any:
         """Predictions for the query sets, `(B, queries, ...)`; a list of each task's own where those are masked."""
@@ -64,7 +93,7 @@ class Evaluation:
 
     def start(self, stage: str) -> None:
         """Forget what an interrupted evaluation may have left."""
-        for (of_stage, _), statistics in self.statistics.items():
+        for (of_stage, _), statistics in (*self.statistics.items(), *self.measured.items()):
             if of_stage == stage:
                 statistics.reset()
 
@@ -82,6 +111,9 @@ class Evaluation:
                 if key.startswith("query_") and not key.endswith("_before"):
                     values[f"{key}_ci95"] = ci95.float()
                 self.log(module, stage, values, suffix)
+            if self.metrics is not None:
+                self.results[f"{stage}{suffix}"] = values = _computed(self.measured[stage, loader])
+                self.log(module, stage, _scalars(values), suffix)
         if stage == "val" and trainer.state.fn == "fit" and not trainer.sanity_checking:
             step_schedulers(module, validated=True)
 
@@ -101,3 +133,20 @@ class Evaluation:
             shown = name in ("query_loss", "query_accuracy")
             # Statistics are the same on every device already; to synchronize them is a formality.
             module.log(f"{stage}/{name}{suffix}", value, prog_bar=shown, batch_size=tasks, sync_dist=stage != "train")
+
+
+def _computed(metrics: Metrics) -> dict[str, Tensor]:
+    """The values of metrics by name."""
+    values = metrics.compute()
+    if isinstance(metrics, Metric):
+        values = values if isinstance(values, dict) else {type(metrics).__name__: values}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _scalars(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of values can be logged: numbers, and those of short vectors."""
+    found = {name: value.float() for name, value in values.items() if value.dim() == 0}
+    for name, value in values.items():
+        if value.dim() == 1 and len(value) <= _LONGEST:
+            found |= {f"{name}_{i}": each.float() for i, each in enumerate(value)}
+    return found

@@ -10,6 +10,7 @@ from lightning_meta.functional.task_map import TaskParallel
 from lightning_meta.inner import SGD, InnerOptimizer
 from lightning_meta.inner.base import check_nothing_to_learn
 from lightning_meta.modules.documentation import complete_arguments
+from lightning_meta.modules.evaluation import Metrics
 from lightning_meta.modules.maml import MAMLModule
 from lightning_meta.modules.meta_module import MetaModule
 from lightning_meta.modules.optimizers import LRSchedulerCallable, OptimizerCallable
@@ -71,6 +72,7 @@ class IMAMLModule(MetaModule):
         *,
         loss: Loss | None = None,
         inner_loss: Loss | None = None,
+        metrics: Metrics | None = None,
         optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
         gradient_clip_val: float | None = None,
@@ -96,10 +98,10 @@ class IMAMLModule(MetaModule):
             proximal=regularization,
         )
         super().__init__(
-            network, algorithm, loss=loss, inner_loss=inner_loss, optimizer=optimizer, lr_scheduler=lr_scheduler,
-            gradient_clip_val=gradient_clip_val, task_parallel=task_parallel,
-            outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite,
-            max_skipped_steps=max_skipped_steps, compile=compile,
+            network, algorithm, loss=loss, inner_loss=inner_loss, metrics=metrics, optimizer=optimizer,
+            lr_scheduler=lr_scheduler, gradient_clip_val=gradient_clip_val, task_parallel=task_parallel,
+            outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite, max_skipped_steps=max_skipped_steps,
+            compile=compile,
         )  # fmt: skip
         check_nothing_to_learn(type(self).__name__, algorithm.inner_optimizer)
 

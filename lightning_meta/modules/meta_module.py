@@ -12,8 +12,8 @@ from typing_extensions import Self
 from lightning_meta.algorithms.acting import Actor
 from lightning_meta.algorithms.base import Algorithm, Outcome
 from lightning_meta.functional.compilation import CompiledFunction
+from lightning_meta.functional.hooks import complete_hooks
 from lightning_meta.functional.losses import Loss, accuracies_of_tasks, is_cross_entropy, losses_of_tasks
-from lightning_meta.functional.masks import complete_hooks
 from lightning_meta.functional.network import Params, check_network
 from lightning_meta.functional.problem import Learner, Problem
 from lightning_meta.functional.task_map import TaskMap, TaskParallel
@@ -21,7 +21,7 @@ from lightning_meta.hyperparameters import plain_hyperparameters
 from lightning_meta.inner import InnerOptimizer
 from lightning_meta.modules import checkpoints, deployment, optimizers
 from lightning_meta.modules.compiled import compiled_gradient
-from lightning_meta.modules.evaluation import Evaluation
+from lightning_meta.modules.evaluation import Evaluation, Metrics
 from lightning_meta.modules.lifecycle import Lifecycle
 from lightning_meta.modules.optimizers import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.modules.outer_step import OnNonfinite, OuterStep
@@ -41,6 +41,7 @@ class MetaModule(pl.LightningModule):
         algorithm: What is made of a batch of tasks; the other modules make theirs from their arguments.
         loss: Maps predictions and targets of one task to a scalar; cross-entropy if `None`.
         inner_loss: The loss of the inner loop, if that is another one.
+        metrics: Of torchmetrics, measured in validation and test over all query examples: see `evaluation.results`.
         optimizer: Makes the outer optimizer from the trainable parameters.
         lr_scheduler: Makes its scheduler, stepped once an outer step (`ReduceLROnPlateau`: after each validation).
         inner_optimizer_lr: The outer learning rate of what the algorithm learns besides the network, such as rates.
@@ -61,6 +62,7 @@ class MetaModule(pl.LightningModule):
         *,
         loss: Loss | None = None,
         inner_loss: Loss | None = None,
+        metrics: Metrics | None = None,
         optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
         inner_optimizer_lr: float | None = None,
@@ -75,16 +77,15 @@ class MetaModule(pl.LightningModule):
         self.save_hyperparameters()
         self.automatic_optimization = False
         check_callables(loss=loss, inner_loss=inner_loss, optimizer=optimizer, lr_scheduler=lr_scheduler)
-        self.network = check_network(network)
-        self.algorithm = algorithm
+        self.network, self.algorithm = check_network(network), algorithm
         algorithm.build(network)
         optimizers.check_inner_rate(inner_optimizer_lr, algorithm)
         self.loss: Loss = F.cross_entropy if loss is None else loss
         self.inner_loss = inner_loss
-        self.optimizer, self.lr_scheduler, self.inner_optimizer_lr = optimizer, lr_scheduler, inner_optimizer_lr
+        self.optimizer = optimizers.DefaultOptimizer.instead_of(optimizer, type(self))
+        self.lr_scheduler, self.inner_optimizer_lr = lr_scheduler, inner_optimizer_lr
         self.outer = OuterStep(gradient_clip_val, outer_steps_per_batch, on_nonfinite, max_skipped_steps)
-        self.evaluation = Evaluation()
-        self.compiles = compile
+        self.evaluation, self.compiles = Evaluation(metrics), compile
         self.outcome: Outcome | None = None
         """What the last `meta_loss` made of its tasks, detached."""
         self._program = CompiledFunction()
@@ -93,7 +94,7 @@ class MetaModule(pl.LightningModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        complete_hooks(cls, "task_losses", "task_metrics")
+        complete_hooks(cls)
 
     # Hooks that users override.
 

@@ -1,6 +1,7 @@
 """The outer optimizer, and its schedule."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import LBFGS, Optimizer
@@ -14,6 +15,31 @@ if TYPE_CHECKING:
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
+
+
+@dataclass(frozen=True)
+class DefaultOptimizer:
+    """The default optimizer of a class: a lambda, in which the command line sees the optimizer, but pickle does not.
+
+    Attributes:
+        of: The class whose constructor has it.
+    """
+
+    of: type
+
+    def __call__(self, params: Iterable[Any]) -> Optimizer:
+        """Make the optimizer."""
+        made: Optimizer = _default(self.of)(params)
+        return made
+
+    @classmethod
+    def instead_of(cls, optimizer: OptimizerCallable, module: type) -> OptimizerCallable:
+        """The same optimizer, for `module` or one of its bases, where it is their default."""
+        return next((cls(base) for base in module.__mro__ if _default(base) is optimizer), optimizer)
+
+
+def _default(cls: type) -> Any:
+    return (getattr(vars(cls).get("__init__"), "__kwdefaults__", None) or {}).get("optimizer")
 
 
 def configured(module: "MetaModule") -> Any:

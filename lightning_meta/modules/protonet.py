@@ -7,6 +7,7 @@ from lightning_meta.algorithms import MetricBased, PrototypeHead
 from lightning_meta.functional.losses import Loss
 from lightning_meta.functional.task_map import TaskParallel
 from lightning_meta.modules.documentation import complete_arguments
+from lightning_meta.modules.evaluation import Metrics
 from lightning_meta.modules.meta_module import MetaModule
 from lightning_meta.modules.optimizers import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.modules.outer_step import OnNonfinite
@@ -50,6 +51,7 @@ class ProtoNetModule(MetaModule):
         transductive: bool = True,
         *,
         loss: Loss | None = None,
+        metrics: Metrics | None = None,
         optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
         gradient_clip_val: float | None = None,
@@ -61,10 +63,10 @@ class ProtoNetModule(MetaModule):
     ) -> None:
         algorithm = MetricBased(PrototypeHead(), "query batch (transductive)" if transductive else "support set")
         super().__init__(
-            network, algorithm, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler,
+            network, algorithm, loss=loss, metrics=metrics, optimizer=optimizer, lr_scheduler=lr_scheduler,
             gradient_clip_val=gradient_clip_val, task_parallel=task_parallel,
-            outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite,
-            max_skipped_steps=max_skipped_steps, compile=compile,
+            outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite, max_skipped_steps=max_skipped_steps,
+            compile=compile,
         )  # fmt: skip
 
 
