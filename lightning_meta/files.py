@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and kept."""
 
 import os
 import tempfile
@@ -28,6 +28,14 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     except BaseException:
         os.unlink(file.name)
         raise
+
+
+def keep(path: Path) -> Path:
+    """Rename a file so that another can be written in its place: the first is `name.1.suffix`; returns the new path."""
+    number = 1
+    while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    return path.rename(kept)
 
 
 def _umask() -> int:

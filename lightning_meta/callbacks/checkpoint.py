@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lightning_meta.errors import ConfigurationError
+from lightning_meta.files import keep
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -23,6 +24,8 @@ class RunCheckpoint(ModelCheckpoint):
     when the run is interrupted: the first SIGTERM or SIGINT (Ctrl-C) lets all devices finish the outer step at hand
     (and the validation, if one is due), saves, and leaves with the exit status 128 + the number of the signal. A second
     one acts at once.
+
+    A training that starts afresh in the folder of another renames that one's files, `best.ckpt` to `best.1.ckpt`.
 
     Args:
         dirpath: The folder; Lightning's `checkpoints` in the folder of the logger if `None`.
@@ -66,6 +69,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._interrupted = False
         self._handlers: dict[int, Any] = {}
         self._saved_step = -1
+        self._begun = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to signals, instead of Lightning, whose devices would not agree on when to leave."""
@@ -90,6 +94,8 @@ class RunCheckpoint(ModelCheckpoint):
         """Save by steps, and when interrupted."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        if not self._begun:
+            self._keep_others(trainer)
         self._settle_whether_interrupted(trainer)
         # A checkpoint from between an epoch's last step and its validation would go on without that validation.
         if _is_last_of_epoch(trainer) or _validation_follows(trainer, batch_idx):
@@ -122,6 +128,16 @@ class RunCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self._stop_listening()
+
+    def _keep_others(self, trainer: pl.Trainer) -> None:
+        """Rename what another training has left, once this one, which starts afresh, has made its first step."""
+        self._begun = True
+        if trainer.ckpt_path is not None or self.last_model_path or not trainer.is_global_zero:
+            return
+        files = [Path(self._folder(trainer), f"{name}.ckpt") for name in (self.filename, "last")]
+        kept = [keep(file) for file in files if file.is_file()]
+        if kept:
+            rank_zero_info(f"The checkpoints of the training before are kept as {', '.join(map(str, kept))}.")
 
     def _settle_whether_interrupted(self, trainer: pl.Trainer) -> None:
         self._interrupted = self._signal is not None

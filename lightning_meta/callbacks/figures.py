@@ -6,11 +6,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.metrics import mean_and_ci95
-from lightning_meta.task import Examples, Task, map_tensors
+from lightning_meta.task import Examples, Task, are_classes, map_tensors
 
 _MOST_QUERIES = 10
 """Of each class."""
@@ -19,7 +20,8 @@ _MOST_QUERIES = 10
 def plot_episode(task: Task, path: str | Path, predictions: Tensor | None = None) -> None:
     """Draw the support set and the query set of an image classification task, a row for each class.
 
-    Classes may have different numbers of examples. Padding, which the masks of the task tell, is not drawn.
+    Classes may have different numbers of examples. Padding, which the masks of the task tell, is not drawn. Images with
+    values outside of 0 to 1, such as normalized ones, are scaled to that, each channel by its range in the task.
 
     Args:
         task: One task, without a task dimension: images `(examples, C, H, W)` and labels `(examples,)`.
@@ -39,6 +41,7 @@ def plot_episode(task: Task, path: str | Path, predictions: Tensor | None = None
         raise ConfigurationError("The task has no examples to draw.")
     shots, shown = (max(int((part.targets == label).sum()) for label in classes) for part in (support, query))
     shown = min(shown, _MOST_QUERIES)
+    of_support, of_query = _pixels(support.inputs, query.inputs)
     columns, gap, title_height = shots + shown, 0.4, 0.3
     height = len(classes) + title_height
     figure = Figure(figsize=(0.75 * (columns + gap), 0.75 * height))
@@ -49,9 +52,9 @@ def plot_episode(task: Task, path: str | Path, predictions: Tensor | None = None
         ax.axis("off")
     for row, label in enumerate(classes):
         for ax, i in zip(axes[row], _places(support, label), strict=False):
-            _draw(ax, support.inputs[i], wrong=False)
+            _draw(ax, of_support[i], wrong=False)
         for ax, i in zip(axes[row][shots + 1 :], _places(query, label), strict=False):
-            _draw(ax, query.inputs[i], wrong=predicted is not None and predicted[i] != label)
+            _draw(ax, of_query[i], wrong=predicted is not None and predicted[i] != label)
     note = "" if predictions is None else " (red: predicted wrongly)"
     for column, count, title in ((0, shots, "support"), (shots + 1, shown, f"query{note}")):
         if count:
@@ -86,9 +89,18 @@ def _places(examples: Examples, label: int) -> list[int]:
     return places
 
 
-def _draw(ax: Any, image: Tensor, wrong: bool) -> None:
-    pixels = image.float().cpu()
-    pixels = pixels / 255 if image.dtype == torch.uint8 else pixels
+def _pixels(*parts: Tensor) -> list[Tensor]:
+    """Images `(examples, C, H, W)` as floats in [0, 1]."""
+    found = [part.float().cpu() / (255 if part.dtype == torch.uint8 else 1) for part in parts]
+    of_channels = torch.cat([part.transpose(0, 1).flatten(1) for part in found], 1)
+    least, most = of_channels.min(1).values, of_channels.max(1).values
+    if bool((least >= 0).all()) and bool((most <= 1).all()):
+        return found
+    least, size = least.view(-1, 1, 1), (most - least).clamp(min=1e-12).view(-1, 1, 1)
+    return [(part - least) / size for part in found]
+
+
+def _draw(ax: Any, pixels: Tensor, wrong: bool) -> None:
     ax.axis("on")
     ax.set(xticks=[], yticks=[])
     ax.imshow(pixels.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1)
@@ -124,6 +136,8 @@ def plot_adaptation(curves: Mapping[str, Tensor], path: str | Path, metric: str 
 class TaskFigures(pl.Callback):
     """Draws the first task of a test (`episode.png`) and the adaptation curve of its first batch (`adaptation.png`).
 
+    The first is for images with 1 or 3 channels, the second for algorithms with inner steps.
+
     Args:
         folder: Where to write them; `figures` in the Trainer's `default_root_dir` if `None`.
         steps: Inner steps of the curve; the module's `val_inner_steps` if `None`.
@@ -143,21 +157,21 @@ class TaskFigures(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the first batch."""
-        curve_of: Any = getattr(pl_module, "adaptation_curve", None)
-        if batch_idx or not trainer.is_global_zero or curve_of is None:
+        module: Any = pl_module
+        if batch_idx or not trainer.is_global_zero or not hasattr(module, "adaptation_curve"):
             return
         folder = Path(self.folder or Path(trainer.default_root_dir) / "figures")
         folder.mkdir(parents=True, exist_ok=True)
-        curves = curve_of(batch, self.steps)
-        metric = "query_accuracy" if "query_accuracy" in curves else "query_loss"
-        name = metric.replace("_", " ")
-        plot_adaptation({"adapted from the meta-trained network": curves[metric]}, folder / "adaptation.png", name)
+        if module.task_map.names:
+            curves = module.adaptation_curve(batch, self.steps)
+            metric = "query_accuracy" if "query_accuracy" in curves else "query_loss"
+            name = metric.replace("_", " ")
+            plot_adaptation({"adapted from the meta-trained network": curves[metric]}, folder / "adaptation.png", name)
+        else:
+            rank_zero_info(f"There is no figure of an adaptation: {type(module).__name__} has no inner steps.")
         inputs = batch.support.inputs
-        if (
-            metric == "query_accuracy"
-            and isinstance(inputs, Tensor)
-            and inputs.dim() == 5
-            and inputs.shape[2] in (1, 3)
-        ):
-            first = map_tensors(lambda t: t[0], batch)
-            plot_episode(first, folder / "episode.png", pl_module.predict_step(batch, 0)[0])
+        if not isinstance(inputs, Tensor) or inputs.dim() != 5 or inputs.shape[2] not in (1, 3):
+            return
+        predictions = module.predict_step(batch, 0)[0]
+        if are_classes(batch.query.targets) and isinstance(predictions, Tensor) and predictions.dim() == 2:
+            plot_episode(map_tensors(lambda t: t[0], batch), folder / "episode.png", predictions)

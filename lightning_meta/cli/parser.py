@@ -1,12 +1,17 @@
 """The parser of the command line: class names, and errors that end in a line for people."""
 
+import inspect
 import re
 import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 
+import lightning_meta
 from lightning_meta import models
 from lightning_meta.cli.help import HelpFormatter
 from lightning_meta.modules import MetaModule
@@ -65,8 +70,42 @@ class MetaParser(LightningArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         if "\n" in message.strip():
             sys.stderr.write(f"{message.strip()}\n")
-        sys.stderr.write(f"error: {essence(message)} See {parser.prog.replace(' [options]', '')} --help.\n")
+        known = [option for action in parser._actions for option in action.option_strings]
+        near = nearest(message, known)
+        hint = f"Did you mean {near}? " if near else ""
+        sys.stderr.write(f"error: {essence(message)} {hint}See {parser.prog.replace(' [options]', '')} --help.\n")
         sys.exit(2)
+
+
+def nearest(message: str, options: Iterable[str]) -> str | None:
+    """The option or class that somebody may have misspelt, according to an error of the parser.
+
+    Args:
+        message: What the parser says.
+        options: The parser's own, such as `--trainer.max_epochs`.
+
+    Example:
+        >>> nearest("Given class_path 'lightning_meta.MAMLModule': Option 'inner_stps' is not accepted", [])
+        'inner_steps'
+    """
+    option = re.search(r"[Oo]ption '([^']+)' is not accepted", message)
+    if option:
+        paths = re.findall(r"class_path[ =]'([^']+)'", message)
+        known = [name for path in paths for name in inspect.signature(resolve_name(path)).parameters]
+        return _closest(option[1], known)
+    unknown = re.search(r"[Uu]nrecognized arguments: (--[\w.]+)", message)
+    if unknown:
+        return _closest(unknown[1], options)
+    key = re.search(r"does not accept option '([^']+)'", message)
+    if key:
+        found = _closest(f"--{key[1]}", options)
+        return None if found is None else found.removeprefix("--")
+    class_name = re.search(r"Expected a dot import path string: (\w+)", message)
+    return _closest(class_name[1], lightning_meta.__all__) if class_name else None
+
+
+def _closest(word: str, known: Iterable[str]) -> str | None:
+    return next(iter(get_close_matches(word, list(known), 1)), None)
 
 
 def essence(message: str) -> str:

@@ -6,12 +6,14 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.cli import SaveConfigCallback
 
+from lightning_meta.files import keep
+
 
 class RunFolder(SaveConfigCallback):
     """Keeps a run's folder: what was there stays as it was until this start has made its first step.
 
-    Then the configuration of a training goes to `config.yaml`, over that of the run before. A start that fails before
-    leaves no trace.
+    Then the configuration of a training goes to `config.yaml`; that of a run before, from which it does not go on, is
+    kept as `config.1.yaml`. A start that fails before leaves no trace.
     """
 
     kept_log: "KeptLog | None" = None
@@ -23,6 +25,9 @@ class RunFolder(SaveConfigCallback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """The training has begun: write its configuration."""
         if not self.begun and trainer.is_global_zero:
+            before = Path(trainer.default_root_dir) / "config.yaml"
+            if trainer.ckpt_path is None and before.is_file():
+                keep(before)
             self.save_config(trainer, trainer.lightning_module, "fit")
         self.begun = True
 
@@ -60,8 +65,7 @@ class KeptLog:
         self.kept: Path | None = None
         self.new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
         if self.file.is_file():
-            self.kept = folder / f"metrics.{len(list(folder.glob('metrics.*.csv'))) + 1}.csv"
-            self.file.rename(self.kept)
+            self.kept = keep(self.file)
 
     def put_back(self) -> None:
         """Undo it, and remove the folders that were made since."""

@@ -62,7 +62,7 @@ def check_network(network: nn.Module) -> nn.Module:
 
     Raises:
         ArgumentTypeError: It is not an `nn.Module`.
-        ConfigurationError: It is scripted or wrapped for several devices, or there is a `SyncBatchNorm`.
+        ConfigurationError: It is scripted, compiled or wrapped for several devices, or there is a `SyncBatchNorm`.
     """
     if not isinstance(network, nn.Module):
         raise ArgumentTypeError(f"network must be an nn.Module, got {network!r}.")
@@ -77,6 +77,12 @@ def check_network(network: nn.Module) -> nn.Module:
             "was made of; compile=True compiles outer steps, and what adapt_to returns can be scripted."
         )
     for name, layer in network.named_modules():
+        if type(layer).__module__.startswith("torch._dynamo") or layer._compiled_call_impl is not None:
+            raise ConfigurationError(
+                f"{f'Layer {name!r}' if name else 'network'} is compiled by torch.compile, so it cannot be "
+                "differentiated twice. Give what it was made of (`_orig_mod` of what torch.compile returned), and "
+                "compile=True, which compiles whole outer steps."
+            )
         if isinstance(layer, nn.SyncBatchNorm):
             raise ConfigurationError(
                 f"Layer {name!r} is a SyncBatchNorm, which cannot be differentiated twice. Tasks are normalized one by "

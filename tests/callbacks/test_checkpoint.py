@@ -87,3 +87,17 @@ def test_nothing_is_saved_in_a_trial_run(tmp_path):
 def test_a_negative_number_of_steps_is_refused():
     with pytest.raises(ValueError, match="every_n_steps must be a whole number of at least 0, got -1"):
         RunCheckpoint(every_n_steps=-1)
+
+
+def test_a_training_that_starts_afresh_keeps_the_checkpoints_of_the_one_before(tmp_path):
+    train(tmp_path, 4)
+    first = {name: (tmp_path / name).read_bytes() for name in ("best.ckpt", "last.ckpt") if (tmp_path / name).exists()}
+    train(tmp_path, resume=True)  # it goes on: nothing is kept apart
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
+    whole = {name: (tmp_path / name).read_bytes() for name in ("best.ckpt", "last.ckpt")}
+    assert whole["last.ckpt"] != first["last.ckpt"]
+    for number in (1, 2):
+        train(tmp_path, 10)
+        kept = [(tmp_path / name.replace(".", f".{number}.", 1)) for name in whole]
+        assert all(path.exists() for path in kept)
+    assert [(tmp_path / name.replace(".", ".1.", 1)).read_bytes() for name in whole] == list(whole.values())

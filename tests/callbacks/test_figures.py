@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from matplotlib.image import imread
+from torch import nn
 
-from lightning_meta import Conv4, Examples, MAMLModule, Task
+from lightning_meta import Conv4, Examples, MAMLModule, ProtoNetModule, Task
 from lightning_meta.callbacks import TaskFigures, plot_adaptation, plot_episode
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.task import map_tensors
@@ -73,14 +74,16 @@ def test_the_callback_draws_the_first_task_without_its_padding(tmp_path):
     there = torch.tensor([[True, True, True, False], [True] * 4, [True] * 4, [True] * 4])
     batch = Task(*(part._replace(mask=there) for part in batch))
 
-    class Module:
+    class Module(MAMLModule):
         def adaptation_curve(self, tasks, steps):
             return {"query_accuracy": torch.rand(4, 3)}
 
         def predict_step(self, tasks, index):
             return [torch.eye(2)[part[mask]] for part, mask in zip(tasks.query.targets, there, strict=True)]
 
-    TaskFigures(str(tmp_path)).on_test_batch_end(SimpleNamespace(is_global_zero=True), Module(), None, batch, 0)
+    TaskFigures(str(tmp_path)).on_test_batch_end(
+        SimpleNamespace(is_global_zero=True), Module(nn.Linear(1, 2)), None, batch, 0
+    )
     assert imread(tmp_path / "episode.png").shape[0] > 100
     assert red_pixels(tmp_path / "episode.png") == 0
 
@@ -96,3 +99,24 @@ def test_the_callback_draws_after_a_test(tmp_path):
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {"episode.png", "adaptation.png"}
     trainer(callbacks=[TaskFigures(str(tmp_path / "sine"))]).test(sinusoid_module(), sinusoids(), verbose=False)
     assert {p.name for p in (tmp_path / "sine").iterdir()} == {"adaptation.png"}
+
+
+def test_an_algorithm_without_inner_steps_has_a_figure_of_its_task(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        trainer(tmp_path, callbacks=[TaskFigures()]).test(ProtoNetModule(Conv4(5, hidden=4)), images(), verbose=False)
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"episode.png"}
+    assert "no figure of an adaptation: ProtoNetModule has no inner steps" in caplog.text
+
+
+def test_normalized_images_keep_their_colours(tmp_path):
+    plain = image_tasks(tasks=1, n_way=2, k_shot=2, n_query=2, channels=3, dtype=torch.float32)
+    plain = map_tensors(lambda t: t[0], plain)
+    pixels = torch.cat([part.inputs for part in plain])
+    least, most = pixels.amin((0, 2, 3)).view(3, 1, 1), pixels.amax((0, 2, 3)).view(3, 1, 1)
+    plain = Task(*(part._replace(inputs=(part.inputs - least) / (most - least)) for part in plain))
+    mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.1]).view(3, 1, 1)
+    normalized = Task(*(part._replace(inputs=(part.inputs - mean) / std) for part in plain))
+    for name, task in {"plain": plain, "normalized": normalized}.items():
+        plot_episode(task, tmp_path / f"{name}.png")
+    one, other = (imread(tmp_path / f"{name}.png") for name in ("plain", "normalized"))
+    assert abs(one - other).max() < 0.01

@@ -138,6 +138,11 @@ def test_testing_without_a_checkpoint_says_so(config):
     ("arguments", "message"),
     [
         (["--model.inner_rate", "0.1"], "inner_rate"),
+        (["--data.kshot", "3"], "Did you mean k_shot?"),
+        (["--model.iner_lr", "1"], "Did you mean inner_lr?"),
+        (["--model.network.hiden", "3"], "Did you mean hidden?"),
+        (["--trainer.max_epchs", "3"], "Did you mean --trainer.max_epochs?"),
+        (["--model", "MAMLModul"], "Did you mean MAMLModule?"),
         (["--data.n_way", "five"], "n_way"),
         (["--model.network", "Conv5"], "Conv5"),
         (["--trainer.max_epochs", "many"], "max_epochs"),
@@ -148,6 +153,30 @@ def test_what_cannot_be_parsed_is_named(config, capsys, arguments, message):
         main(["fit", "--config", str(config), *arguments, *QUIET])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_misspelt_key_of_a_file_is_named(config, tmp_path, capsys):
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"]["max_epochz"] = settings["trainer"].pop("max_epochs")
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(tmp_path / "wrong.yaml"), *QUIET])
+    assert "'trainer.max_epochz'. Did you mean trainer.max_epochs?" in capsys.readouterr().err
+
+
+def test_a_second_run_in_a_folder_keeps_the_first(config, tmp_path):
+    for rate in ("0.4", "0.2"):
+        main(["fit", "--config", str(config), "--model.inner_lr", rate, *QUIET])
+    run = tmp_path / "run"
+    rates = {name: yaml.safe_load((run / name).read_text())["model"]["init_args"]["inner_lr"] for name in CONFIGS}
+    assert rates == {"config.1.yaml": 0.4, "config.yaml": 0.2}
+    checkpoints = {path.name for path in (run / "checkpoints").iterdir()}
+    assert checkpoints == {"best.ckpt", "last.ckpt", "best.1.ckpt", "last.1.ckpt"}
+    of_first = torch.load(run / "checkpoints" / "best.1.ckpt", weights_only=True)
+    assert of_first["hyper_parameters"]["inner_lr"] == 0.4
+
+
+CONFIGS = ("config.1.yaml", "config.yaml")
 
 
 def test_a_network_without_n_way_and_a_loss_by_its_path(tmp_path):

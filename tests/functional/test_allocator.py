@@ -11,7 +11,7 @@ import resource, torch
 from lightning_meta.functional.allocator import keep_freed_memory
 print(keep_freed_memory())
 x = torch.ones(2**22)
-for _ in range(3):
+for _ in range(20):  # the heap may grow by one more tensor until all of them fit
     y = x + 1
     del y
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -30,6 +30,7 @@ def test_freed_memory_is_used_again_unless_that_is_turned_off():
         kept, count = done.stdout.split()
         return kept == "True", int(count)
 
-    assert faults("1")[0]
+    kept, count = faults("1")
+    assert kept
+    assert count < 200  # 20 times 16 MiB are 81,920 pages
     assert not faults("0")[0]
-    assert faults("1")[1] < 200  # 20 times 16 MiB are 81,920 pages

@@ -1,6 +1,7 @@
 """Networks, losses and habits of users that once gave a silently wrong gradient or metric, or a bare error."""
 
 import copy
+import pickle
 
 import lightning.pytorch as pl
 import pytest
@@ -12,8 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_meta import MLP, EpisodicDataModule, Examples, IMAMLModule, MAMLModule, ReptileModule, Task
+from lightning_meta import MLP, EpisodicDataModule, Examples, IMAMLModule, MAMLModule, ReptileModule, Task, stack_tasks
 from lightning_meta.errors import ArgumentTypeError, CheckpointError, ConfigurationError, NetworkError
+from lightning_meta.task import map_tensors
 from tests.conftest import relative_error, vector_tasks
 from tests.modules.test_maml import sinusoid_module, sinusoids, trainer
 
@@ -647,10 +649,50 @@ def test_parameters_that_are_frozen_after_construction_are_left_alone(way):
     assert relative_error(found, torch.cat([p.grad.flatten() for p in frozen.network[2].parameters()])) < 1e-10
 
 
-@pytest.mark.parametrize("wrap", [torch.jit.script, nn.DataParallel])
+def compiled_inside(net):
+    net.compile()
+    return nn.Sequential(net)
+
+
+@pytest.mark.parametrize("wrap", [torch.jit.script, nn.DataParallel, torch.compile, compiled_inside])
 def test_networks_that_cannot_be_meta_learned_are_refused(wrap):
-    with pytest.raises(ConfigurationError, match=r"network\.module|scripted"):
+    with pytest.raises(ConfigurationError, match=r"network\.module|scripted|compiled by .*compile=True"):
         MAMLModule(wrap(nn.Linear(6, 2)))
+
+
+@pytest.mark.parametrize("kind", [MAMLModule, ReptileModule, IMAMLModule])
+def test_modules_can_be_pickled(kind):
+    module = kind(nn.Linear(6, 3).double())
+    again = pickle.loads(pickle.dumps(module))
+    assert torch.equal(again.meta_loss(vector_tasks()), module.meta_loss(vector_tasks()))
+    kinds = [type(each.configure_optimizers()) for each in (module, again)]
+    assert kinds[0] is kinds[1]
+    data = DataLoader([vector_tasks(dtype=torch.float32)], batch_size=None, collate_fn=lambda batch: batch)
+    trainer(precision="64-true").fit(module, data)
+    pickle.dumps(module)
+
+
+def test_tasks_of_different_sizes_are_stacked():
+    tasks = [map_tensors(lambda t: t[0], vector_tasks(tasks=1, k_shot=k, n_query=4 - k, seed=k)) for k in (1, 2, 3)]
+    net = scaled(nn.Linear(6, 3))
+    alone = [gradient(net, map_tensors(lambda t: t.unsqueeze(0), task)) for task in tasks]
+    batch = stack_tasks(tasks)
+    assert batch.support.mask.sum(1).tolist() == [3, 6, 9]
+    for way in WAYS:
+        assert relative_error(gradient(net, batch, way), sum(alone) / 3) < 1e-10
+    assert stack_tasks([tasks[0]] * 2).support.mask is None
+    assert stack_tasks([map_tensors(lambda t, b=b: t[b], batch) for b in range(3)]).support.mask.equal(
+        batch.support.mask
+    )
+    with pytest.raises(ConfigurationError, match="cannot be stacked"):
+        stack_tasks([tasks[0], map_tensors(lambda t: t[..., :2] if t.dim() == 2 else t, tasks[0])])
+
+
+def test_what_is_no_tensor_in_a_task_is_refused():
+    tasks = vector_tasks()
+    named = Task(tasks.support._replace(inputs={"x": tasks.support.inputs, "name": ["a"]}), tasks.query)
+    with pytest.raises(ArgumentTypeError, match=r"holds inputs\['name'\]\[0\], a str"):
+        trainer().fit(MAMLModule(nn.Linear(6, 3)), DataLoader([named], batch_size=None, collate_fn=lambda b: b))
 
 
 def test_a_checkpoint_without_its_network_says_what_to_give(tmp_path):
