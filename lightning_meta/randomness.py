@@ -99,6 +99,35 @@ def seeded(device: torch.device, *numbers: int) -> Iterator[None]:
             generator.set_state(state)
 
 
+@contextmanager
+def global_state_kept() -> Iterator[None]:
+    """Whatever happens to the global generators within it, afterwards they go on as before."""
+    state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state[0])
+        np.random.set_state(state[1])
+        random.setstate(state[2])
+
+
+def seed_all(*numbers: int) -> None:
+    """Seed the global generators of torch (on the CPU), NumPy and Python by some non-negative integers.
+
+    Example:
+        >>> with global_state_kept():
+        ...     seed_all(0, 7)
+        ...     first = torch.rand(1), np.random.rand(), random.random()
+        ...     seed_all(0, 7)
+        ...     print((torch.rand(1), np.random.rand(), random.random()) == first)
+        True
+    """
+    words = np.random.SeedSequence(numbers).generate_state(4)
+    torch.default_generator.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+    np.random.seed(words[2])
+    random.seed(int(words[3]))
+
+
 def global_state() -> dict[str, Any]:
     """The state of the global generators of torch (on the CPU), NumPy and Python, in plain types and tensors."""
     name, keys, *rest = np.random.get_state(legacy=True)

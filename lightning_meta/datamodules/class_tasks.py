@@ -90,7 +90,7 @@ class ClassTasks:
         self._by_class = np.argsort(targets, kind="stable")
         self._first = np.concatenate([[0], np.cumsum(sizes)[:-1]])[used].astype(np.int64)
         self._labels, self._sizes = labels[used], sizes[used].astype(np.int64)
-        self._reader = Reader(dataset, split, collate)
+        self._reader = Reader(dataset, split, collate, seed)
         self._check()
 
     def _check(self) -> None:
@@ -176,7 +176,7 @@ class ClassTasks:
         """
         draw, found = self._drawn(numbers)
         parts = places_fixed(found, self.shape.shots[0]) if self._fixed else places_varied(draw, found)
-        inputs = self._reader.read([part.real for part in parts])
+        inputs = self._reader.read(parts, numbers)
         support, query = (self._examples(*pair) for pair in zip(parts, inputs, strict=True))
         return Task(support, query)
 

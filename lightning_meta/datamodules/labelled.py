@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from lightning_meta.datamodules.sampling import Integers
+from lightning_meta.datamodules.sampling import Integers, Places
 from lightning_meta.datasets.class_dataset import ClassDataset, image_scale
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError, DataError
+from lightning_meta.randomness import STREAMS, global_state_kept, seed_all
 from lightning_meta.task import Task, foreign_value, map_tensors, tensors_of
 
 SameNames = Literal["refuse", "different"]
@@ -27,11 +28,13 @@ class Reader:
         dataset: A map-style data set.
         split: What to call it in errors.
         collate: Stacks the inputs of examples that were read one by one.
+        seed: What random transforms follow from, with the split, the task and the example.
     """
 
-    def __init__(self, dataset: Dataset[Any], split: str, collate: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, dataset: Dataset[Any], split: str, collate: Callable[[list[Any]], Any], seed: int) -> None:
         self.dataset = dataset
         self.split = split
+        self.seed = seed
         self.collate = collate
         self._tensor = _as_tensor(dataset)
 
@@ -46,18 +49,32 @@ class Reader:
         moved._tensor = inputs.to(device), positions
         return moved
 
-    def read(self, parts: Sequence[Integers]) -> list[Any]:
-        """The inputs of the examples at these positions, `(examples, ...)`, for each part.
+    def read(self, parts: Sequence[Places], numbers: Sequence[int]) -> list[Any]:
+        """The inputs of all examples that there are, `(examples, ...)`, task by task, for each part.
+
+        A random transform of an example that is read by itself follows from seed, split, task, part and example.
+
+        Args:
+            parts: The support and the query sets of tasks.
+            numbers: The tasks' numbers.
 
         Raises:
             DataError: An example cannot be read.
             ArgumentTypeError: Examples are not pairs of input and target, or their inputs cannot be stacked.
         """
         if self._tensor is not None:
-            return [self._gathered(part, *self._tensor) for part in parts]
-        every = self._stacked([self._input(position) for part in parts for position in part.tolist()])
-        ends = np.cumsum([len(part) for part in parts]).tolist()
-        return [_rows(every, end - len(part), end) for end, part in zip(ends, parts, strict=True)]
+            return [self._gathered(part.real, *self._tensor) for part in parts]
+        tasks = np.asarray(numbers, dtype=np.int64)[:, None]
+        inputs, ends = [], []
+        with global_state_kept():
+            for which, part in enumerate(parts):
+                of = part._replace(found=np.broadcast_to(tasks, part.found.shape)).real
+                for number, position in zip(of.tolist(), part.real.tolist(), strict=True):
+                    seed_all(self.seed, STREAMS[self.split], number, which, position)
+                    inputs.append(self._input(position))
+                ends.append(len(inputs))
+        every = self._stacked(inputs)
+        return [_rows(every, start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def _gathered(self, positions: Integers, inputs: Tensor, where: Integers) -> Tensor:
         chosen = torch.from_numpy(np.ascontiguousarray(where[positions]))

@@ -1,5 +1,6 @@
 """N-way K-shot tasks."""
 
+import random
 import time
 from collections import Counter
 from typing import Any
@@ -255,3 +256,53 @@ def test_data_can_lie_on_another_device():
     assert batch.query.inputs.dtype == torch.uint8
     assert tasks.tasks([0]).query.inputs.device.type == "cpu"
     assert moved.to(torch.device("meta")) is moved
+
+
+class Jittered(Plain):
+    """Its transform draws random numbers of all generators."""
+
+    def __getitem__(self, index):
+        inputs, target = super().__getitem__(index)
+        drawn = torch.rand(1).item() + 10 * np.random.rand() + 100 * random.random()
+        return inputs | {"drawn": torch.tensor(drawn)}, target
+
+
+def test_random_transforms_follow_from_the_task_and_the_example():
+    tasks = ClassTasks(Jittered(numbered()), "val", 3, 2, 2, seed=2**64 - 1)
+    before = torch.get_rng_state()
+    first = tasks.tasks([4, 5, 6])
+    torch.manual_seed(3)
+    again = tasks.tasks([6, 4])
+    for part, other in zip(first, again, strict=True):
+        assert torch.equal(part.inputs["drawn"][[2, 0]], other.inputs["drawn"])
+    assert len(set(torch.cat([part.inputs["drawn"] for part in first], 1).flatten().tolist())) == 3 * 12
+    assert not torch.equal(first.support.inputs["drawn"], tasks.tasks([7, 8, 9]).support.inputs["drawn"])
+    others = (
+        ClassTasks(tasks.dataset, "val", 3, 2, 2, seed=1),
+        ClassTasks(tasks.dataset, "test", 3, 2, 2, seed=2**64 - 1),
+    )
+    for other in others:
+        assert not set(other.tasks([4]).support.inputs["drawn"].flatten().tolist()) & set(
+            first.support.inputs["drawn"].flatten().tolist()
+        )
+    torch.set_rng_state(before)
+    tasks.tasks([1])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_transforms_of_workers_and_of_another_run_are_the_same():
+    batches = []
+    for workers in (0, 2):
+        torch.manual_seed(workers)
+        data = EpisodicDataModule(
+            Jittered(numbered()),
+            n_way=3,
+            k_shot=2,
+            n_query=2,
+            meta_batch_size=2,
+            steps_per_epoch=3,
+            num_workers=workers,
+        )
+        data.setup()
+        batches.append([batch.query.inputs["drawn"] for batch in data.train_dataloader()])
+    assert all(torch.equal(one, other) for one, other in zip(*batches, strict=True))

@@ -235,7 +235,7 @@ def test_collate_that_loses_examples_is_refused():
         next(iter(data.train_dataloader()))
     data = EpisodicDataModule(Words(numbered()), n_way=3, n_query=2, meta_batch_size=2)
     data.setup()
-    with pytest.raises(ArgumentTypeError, match=r"train: inputs of type str must be stacked.*returned no tensor"):
+    with pytest.raises(ArgumentTypeError, match=r"train: only tensors can be divided.*inputs\[0\], a str"):
         next(iter(data.train_dataloader()))
 
 
