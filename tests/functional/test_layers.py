@@ -261,13 +261,13 @@ def prepared(name):
     return net, Task(*(Examples(part, targets) for part in parts))
 
 
-def meta_loss(net, tasks, way, first_order=False):
-    return MAMLModule(net, 0.3, 2, first_order=first_order, task_parallel=way).meta_loss(tasks)
+def meta_loss(net, tasks, way, first_order=False, **options):
+    return MAMLModule(net, 0.3, 2, first_order=first_order, task_parallel=way, **options).meta_loss(tasks)
 
 
-def gradient(net, tasks, way, first_order=False):
+def gradient(net, tasks, way, first_order=False, **options):
     own = copy.deepcopy(net)
-    meta_loss(own, tasks, way, first_order).backward()
+    meta_loss(own, tasks, way, first_order, **options).backward()
     return torch.cat([p.grad.flatten() for p in own.parameters()])
 
 
@@ -291,8 +291,12 @@ def against_finite_differences(name, way="loop"):
     return abs(found - expected) / max(abs(expected), 1e-2)
 
 
-def selected(request, name):
-    if name not in QUICK and not request.config.getoption("--all-layers"):
+RECORDED = {"BatchNorm1d of one feature", "Embedding {'padding_idx': 0}", "weight_norm"}
+"""Of the layers that are compiled, those that are by default."""
+
+
+def selected(request, name, quick=QUICK):
+    if name not in quick and not request.config.getoption("--all-layers"):
         pytest.skip("one of many layers: --all-layers runs them")
 
 
@@ -300,7 +304,7 @@ def selected(request, name):
 @pytest.mark.filterwarnings("ignore")
 def test_layer(name, request):
     selected(request, name)
-    assert against_finite_differences(name) < 1e-7
+    assert against_finite_differences(name) < 1e-8
     net, tasks = prepared(name)
     if any(isinstance(module, NO_VMAP) for module in net.modules()):
         return
@@ -308,6 +312,22 @@ def test_layer(name, request):
         expected = gradient(net, tasks, "loop", first_order)
         for way in ("vmap", 2):
             assert relative_error(gradient(net, tasks, way, first_order), expected) < 1e-8, (way, first_order)
+
+
+@pytest.mark.parametrize("way", ["vmap", "loop"])
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.filterwarnings("ignore")
+def test_layer_as_it_is_recorded_for_compiling(name, way, request, monkeypatch):
+    """By a backend that changes nothing: what is recorded is this package's part of compiling."""
+    selected(request, name, RECORDED)
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda program, **kwargs: compile(program, backend="eager"))
+    net, tasks = prepared(name)
+    if way == "vmap" and any(isinstance(module, NO_VMAP) for module in net.modules()):
+        return
+    for first_order in (False, True):
+        expected = gradient(net, tasks, "loop", first_order)
+        assert relative_error(gradient(net, tasks, way, first_order, compile=True), expected) < 1e-8, first_order
 
 
 def test_the_sweep_finds_a_wrong_second_derivative(monkeypatch):
