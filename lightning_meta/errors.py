@@ -1,6 +1,9 @@
 """Errors for people: one base class for those of this package, each also the built-in error that it is a kind of."""
 
+import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -41,6 +44,26 @@ def comes_from(error: BaseException, package: str) -> bool:
     frames: list[FrameType] = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     name = str(frames[-1].f_globals.get("__name__", "")) if frames else ""
     return name == package or name.startswith(f"{package}.")
+
+
+@contextmanager
+def derivatives_explained() -> Iterator[None]:
+    """Turn torch's error about an operator that has no second derivative into one that says what to do.
+
+    Raises:
+        NetworkError: There was such an error.
+    """
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        missing = re.search(r"derivative for '?([\w:]+)'? is not implemented", str(error))
+        if missing is None and "double backward" not in str(error) and "twice" not in first_line(error):
+            raise
+        operator = f"torch's operator {missing[1]}" if missing else f"an operator ({first_line(error)})"
+        raise NetworkError(
+            f"{operator}, which the network or its loss uses, has no second derivative. first_order=True needs none; "
+            "or write the layer in other operators."
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

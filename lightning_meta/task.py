@@ -9,7 +9,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lightning_meta.errors import ConfigurationError
+from lightning_meta.errors import ArgumentTypeError, ConfigurationError
 
 Tree = TypeVar("Tree")
 
@@ -140,6 +140,28 @@ def foreign_value(tree: Any, name: str) -> str | None:
     return next((found for key, value in items if (found := foreign_value(value, key))), None)
 
 
+def plain_inputs(tasks: Task) -> Task:
+    """The same tasks with inputs that torch knows how to divide: any mapping, a tokenizer's say, as a dict.
+
+    Raises:
+        ArgumentTypeError: Something among the inputs is no tensor.
+    """
+    for part in tasks:
+        foreign = foreign_value(part.inputs, "inputs")
+        if foreign is not None:
+            raise ArgumentTypeError(f"Only tensors can be divided among the tasks, but there is {foreign}.")
+    support, query = (part._replace(inputs=_with_dicts(part.inputs)) for part in tasks)
+    return Task(support, query)
+
+
+def _with_dicts(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _with_dicts(value) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*map(_with_dicts, tree))
+    return type(tree)(map(_with_dicts, tree)) if isinstance(tree, list | tuple) else tree
+
+
 def structure_of(tree: Any) -> str:
     """What a nesting has around its tensors, in words: keys in their order, other values than tensors, types."""
     return repr(apply_to_collection(tree, Tensor, lambda _: ...))
@@ -165,20 +187,32 @@ def are_classes(targets: Any) -> bool:
     return isinstance(targets, Tensor) and targets.dim() == 2 and not targets.is_floating_point()
 
 
-def common_ways(tasks: Task) -> int | None:
-    """The number `N` of classes, where every task has all of the classes 0 to `N - 1`; `None` elsewhere.
+def class_counts(tasks: Task) -> tuple[int | None, int]:
+    """The number `N` of classes where every task has all of the classes 0 to `N - 1`, else `None`; the most of a task.
 
     Args:
-        tasks: A batch; `None` without a look at the data where targets are no class numbers, or examples are masked.
+        tasks: A batch. Where examples are masked, tasks count as having different classes, without a look at the data;
+            where targets are no class numbers, there are 0.
     """
     support, query = tasks.support.targets, tasks.query.targets
-    if tasks.support.mask is not None or tasks.query.mask is not None or not are_classes(support):
-        return None
-    largest = int(support.max()) if support.numel() else -1
+    masked = tasks.support.mask is not None or tasks.query.mask is not None
+    if masked or not are_classes(support) or not support.numel():
+        return None, _largest_class(tasks) + 1
+    largest = int(support.max())
     if largest < 0 or (are_classes(query) and int(query.max()) > largest):
-        return None
+        return None, _largest_class(tasks) + 1
     present = present_classes(Task(tasks.support, tasks.support), largest + 1)
-    return largest + 1 if bool(present.all()) else None
+    return (largest + 1 if bool(present.all()) else None), largest + 1
+
+
+def _largest_class(tasks: Task) -> int:
+    """The largest class number of the examples that there are; -1 without classes."""
+    largest = [-1]
+    for part in tasks:
+        if are_classes(part.targets):
+            real = part.targets if part.mask is None else part.targets[part.mask]
+            largest.append(int(real.max()) if real.numel() else -1)
+    return max(largest)
 
 
 def present_classes(tasks: Task, n_way: int) -> Tensor:

@@ -89,7 +89,7 @@ class MetricBased(Algorithm):
             of_support, of_query = (
                 _checked(learner.predict({}, buffers, part.inputs, part.mask)[0]) for part in (support, query)
             )
-        n_way = problem.ways or check_support_classes(problem.tasks)
+        n_way = problem.ways or max(check_support_classes(problem.tasks), problem.classes)
         weight, bias = self.head(of_support, support.targets, n_way, support.mask)
         with torch.autocast(of_query.device.type, enabled=False):
             logits = torch.baddbmm(bias.unsqueeze(1), of_query.to(weight.dtype), weight.transpose(1, 2))

@@ -36,7 +36,7 @@ class PrototypeStart:
         """The network's parameters, with the head that the prototypes give."""
         with torch.set_grad_enabled(trainable):
             support = problem.support(params, 0)
-            n_way = problem.ways or check_support_classes(problem.tasks)
+            n_way = problem.ways or max(check_support_classes(problem.tasks), problem.classes)
             body = problem.learner.part("body")
             at_start = problem.at_step(params, 0)
             own = {short: at_start[name] for short, name in strip(at_start, "body").items()}
@@ -45,7 +45,7 @@ class PrototypeStart:
             features, _ = body.predict(own, own_buffers, support.inputs, support.mask)
             weight, bias = prototypical_head(prototypes(features, support.targets, n_way, support.mask))
             weight, bias = weight.to(params["head.weight"]), bias.to(params["head.bias"])
-        if not trainable:
+        if not weight.requires_grad:  # of a frozen body, too: the head is adapted all the same
             weight, bias = weight.requires_grad_(), bias.requires_grad_()
         return params | {"head.weight": weight, "head.bias": bias}
 

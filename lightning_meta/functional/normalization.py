@@ -1,12 +1,15 @@
 """Which statistics normalization layers use: the batch's, or those of a support set."""
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lightning_meta.errors import NetworkError
 
@@ -105,9 +108,11 @@ def masked_batch_norm(
         eps: What is added to the variance.
 
     Returns:
-        The normalized examples, and the mean and the biased variance.
+        The normalized examples, and the mean and the biased variance; not a number where there is a single value.
     """
     mean, var = moments(x, mask)
+    if x[0, 0].numel() == 1:  # torch refuses to normalize a single value, and so are results of it none
+        var = torch.where(mask.sum() > 1, var, torch.nan)
     shape = (1, -1, *(1,) * (x.dim() - 2))
     factor = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
     y = (x - mean.view(shape)) * factor.view(shape)
@@ -154,11 +159,28 @@ def with_batch_statistics(network: nn.Module) -> nn.Module:
 
 def with_stored_statistics(network: nn.Module) -> nn.Module:
     """A copy of the network, in evaluation mode, whose batch norms use stored statistics (to be filled in)."""
+    state = itertools.chain(network.parameters(), network.buffers())
+    reference = next((tensor for tensor in state if tensor.is_floating_point()), torch.empty(0))
     network = with_batch_statistics(network)
     for layer in batch_normalized_layers(network).values():
-        reference = next(network.parameters())
         layer.track_running_stats = True
         layer.running_mean = reference.new_zeros(layer.num_features)
         layer.running_var = reference.new_ones(layer.num_features)
         layer.num_batches_tracked = torch.zeros((), dtype=torch.long, device=reference.device)
     return network
+
+
+@torch.no_grad()
+def advance_spectral_norms(layers: Iterable[nn.Module]) -> None:
+    """Go on with the power iterations of spectral norms by one, as a forward pass in training would.
+
+    What such a pass writes into its vectors stays the task's in an inner loop. So those of the network itself, from
+    which tasks start, follow its weights here.
+    """
+    for layer in layers:
+        for parametrized in getattr(layer, "parametrizations", {}).values():
+            if any(isinstance(each, _SpectralNorm) for each in parametrized):
+                parametrized()
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                hook.compute_weight(layer, do_power_iteration=layer.training)

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.stateless import _reparametrize_module
 
-from lightning_meta.functional.kernels import Isolation, WritesWeights, task_kernels
+from lightning_meta.functional.kernels import Isolation, WritesInPlace, task_kernels
 from lightning_meta.functional.masks import filled
 from lightning_meta.functional.network import Params, strip
 from lightning_meta.functional.normalization import (
@@ -23,7 +23,17 @@ from lightning_meta.functional.normalization import (
     transductive_modes,
     with_stored_statistics,
 )
-from lightning_meta.task import Examples, Task, are_classes, first_tensor, map_tensors, number_of_tasks, present_classes
+from lightning_meta.functional.recompute import is_recorded
+from lightning_meta.task import (
+    Examples,
+    Task,
+    are_classes,
+    first_tensor,
+    map_tensors,
+    number_of_tasks,
+    present_classes,
+    tensors_of,
+)
 
 ALL_TASKS = partial(torch.vmap, randomness="different")
 
@@ -86,10 +96,10 @@ class Learner:
         modes, is_tied, _, layers = self.facts
         network = self.network
 
-        def weights() -> Iterable[Tensor]:
-            return (*network.parameters(), *params.values())
+        def untouchable() -> Iterable[Tensor]:
+            return (*network.parameters(), *params.values(), *tensors_of(inputs))
 
-        kernels = task_kernels(self.vectorized, mask, layers, self.isolation, weights)
+        kernels = task_kernels(self.vectorized, mask, layers, self.isolation, untouchable)
         state = {**params, **buffers}
         recorded: AbstractContextManager[Params] = record_statistics(network, mask) if self.records else nullcontext({})
         reparametrized = _reparametrize_module(network, state, tie_weights=is_tied)
@@ -120,12 +130,15 @@ class Learner:
         if self.isolation.writes:
             every = {n: p.expand(len(first_tensor(inputs)), *p.shape) for n, p in self.network.named_parameters()}
             params = copies = {name: param.clone() for name, param in (every | params).items()}
+            inputs = map_tensors(torch.clone, inputs)
         try:
             found = run(self.call)(params, own, inputs, *masks)
             predictions, assigned = found if own or self.records else (found, {})
             return predictions, own | assigned | {n: c for n, c in copies.items() if n in self.names}
-        except WritesWeights:
+        except WritesInPlace:
             self.isolation.writes = True
+            if is_recorded():  # from its beginning then, so that it does the same when it is computed again
+                raise
             return self.predict(params, buffers, inputs, mask)
         except RuntimeError as error:
             if torch.is_grad_enabled() or "does not require grad" not in str(error):
@@ -200,6 +213,7 @@ class Problem:
         step_params: Parameters that belong to an inner step, `(steps + 1, *shape)` each, by the name of the network's
             parameter that they stand for; the last ones are for the query set.
         ways: How many classes every task has, if all have as many.
+        classes: How many classes the task of the whole batch has that has most; 0 if there are none.
         outer_step: The number of the outer step, from 0.
         scale: What losses are multiplied by while they are differentiated: see `scaled_gradients`. The gradient of an
             inner gradient passes the inner graph with the outer scale divided by this one, so the square root of the
@@ -213,6 +227,7 @@ class Problem:
     inner_losses: Callable[..., Tensor]
     step_params: Mapping[str, Tensor] = field(default_factory=dict)
     ways: int | None = None
+    classes: int = 0
     outer_step: int = 0
     scale: float = 1.0
     details: bool = False

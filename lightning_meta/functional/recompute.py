@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from lightning_meta.errors import NetworkError
+from lightning_meta.functional.kernels import WritesInPlace
 from lightning_meta.task import tensors_of
 
 Result = TypeVar("Result")
@@ -38,9 +39,25 @@ def recomputed(function: Callable[..., Result], *args: Any) -> Result:
     Raises:
         NetworkError: In the backward pass, the function has not done the same again.
     """
+    try:
+        return _recorded(function, args)
+    except WritesInPlace:  # it is known now, and copies will be given from the beginning on
+        return _recorded(function, args)
+
+
+def is_recorded() -> bool:
+    """Whether a function is running so that it can be computed again."""
+    return _Call.running > 0
+
+
+def _recorded(function: Callable[..., Result], args: tuple[Any, ...]) -> Result:
     call = _Call(function, args)
-    with saved_tensors_hooks(call.pack, call.unpack):
-        result = function(*args)
+    _Call.running += 1
+    try:
+        with saved_tensors_hooks(call.pack, call.unpack):
+            result = function(*args)
+    finally:
+        _Call.running -= 1
     call.forget()
     return result
 
@@ -48,6 +65,7 @@ def recomputed(function: Callable[..., Result], *args: Any) -> Result:
 class _Call:
     """A call, and what its backward pass asks for: `(tensor, version)` for each value in the order of saving."""
 
+    running: ClassVar[int] = 0
     recent: ClassVar[deque["ReferenceType[_Call]"]] = deque()
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:

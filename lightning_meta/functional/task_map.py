@@ -12,13 +12,20 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_meta.errors import ArgumentTypeError, ConfigurationError, LightningMetaError, NetworkError, first_line
+from lightning_meta.errors import (
+    ArgumentTypeError,
+    ConfigurationError,
+    LightningMetaError,
+    NetworkError,
+    derivatives_explained,
+    first_line,
+)
 from lightning_meta.functional.gradients import surrogate
 from lightning_meta.functional.inner_loop import scaled_gradients
 from lightning_meta.functional.kernels import Isolation
 from lightning_meta.functional.network import failing_layer
 from lightning_meta.functional.problem import Learner, Problem
-from lightning_meta.task import Task, first_tensor, map_tensors, number_of_tasks, tensors_of
+from lightning_meta.task import Task, first_tensor, map_tensors, number_of_tasks, plain_inputs, tensors_of
 
 TaskParallel = Literal["auto", "vmap", "loop"] | int
 Result = TypeVar("Result")
@@ -109,6 +116,8 @@ class TaskMap:
             Learner(self.network, self.names, vectorized=vectorized, isolation=self.isolation)
             for vectorized in (False, True)
         )
+        if not all(isinstance(part.inputs, Tensor) for part in problem.tasks):
+            problem = replace(problem, tasks=plain_inputs(problem.tasks))
         size = self.together(problem.tasks)
         for chunk in [problem.tasks] if size >= number_of_tasks(problem.tasks) else split(problem.tasks, size or 1):
             part = replace(problem, tasks=chunk, learner=many)
@@ -158,10 +167,18 @@ class TaskMap:
             if gradient is not None:
                 return gradient(part)
             outcome = learn(part)
+            if not outcome.losses.requires_grad:
+                raise ConfigurationError(
+                    "The loss depends on nothing that is trained: its parameters are frozen, or the algorithm does not "
+                    "use them, as ProtoNet a network's head."
+                )
             if part.learner.vectorized and number_of_tasks(part.tasks) == count:
                 return outcome, None
             # The graph of this chunk is freed here; only its gradient is kept.
-            with _without_hooks(trainable):  # these run once, on the gradient of the whole batch
+            with (
+                derivatives_explained(),
+                _without_hooks(trainable),
+            ):  # these run once, on the gradient of the whole batch
                 gradients = scaled_gradients(outcome.losses.sum() / count, trainable, scale)
             return outcome._replace(losses=outcome.losses.detach()), gradients
 
@@ -199,10 +216,14 @@ class TaskMap:
 
     def _explain(self, function: Run, problem: Problem, error: Exception) -> None:
         """Raise an error from under the network, its loss or its inner optimizer as one that says what failed."""
-        if isinstance(error, LightningMetaError | torch.OutOfMemoryError) or not isinstance(error, EXPLAINED):
+        support = problem.tasks.support
+        # Of a nesting a network may ask for what it has not, as one that takes its tensors as arguments of their own.
+        nested = isinstance(error, AttributeError | KeyError) and not isinstance(support.inputs, Tensor)
+        if isinstance(error, LightningMetaError | torch.OutOfMemoryError):
+            return
+        if not isinstance(error, EXPLAINED) and not nested:
             return
         layer = failing_layer(self.network, lambda: function(problem))
-        support = problem.tasks.support
         inputs, targets = (
             ", ".join(f"{tuple(tensor.shape[1:])} of {tensor.dtype}" for tensor in tensors_of(part))
             for part in (support.inputs, support.targets)
@@ -210,6 +231,7 @@ class TaskMap:
         raise NetworkError(
             f"{type(self.network).__name__}: {_named(layer)} failed: {first_line(error)}. A support set has inputs "
             f"{inputs} and targets {targets}."
+            + (" Inputs are one argument, network(inputs): wrap a network that takes several." if nested else "")
         ) from error
 
 
@@ -243,7 +265,7 @@ def _without_hooks(params: Sequence[Tensor]) -> Iterator[None]:
 
 
 def _named(layer: str | None) -> str:
-    return f"layer {layer}" if layer else "the loss or the inner optimizer"
+    return f"layer {layer}" if layer else "the network's inputs or outputs, the loss or the inner optimizer"
 
 
 def split(tasks: Task, size: int) -> list[Task]:

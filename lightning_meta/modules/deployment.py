@@ -1,6 +1,7 @@
 """From a support set to a network that predicts, and what adaptation does step by step."""
 
 import copy
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from lightning_meta.functional.normalization import (
 from lightning_meta.functional.problem import Learner, Problem
 from lightning_meta.functional.task_map import joined
 from lightning_meta.modules.evaluation import with_gradients
-from lightning_meta.task import Examples, Task, are_classes, map_tensors, present_classes, tensors_of
+from lightning_meta.task import Examples, Task, are_classes, map_tensors, plain_inputs, present_classes, tensors_of
 
 if TYPE_CHECKING:
     from lightning_meta.modules.meta_module import MetaModule
@@ -31,9 +32,9 @@ def adapted_network(
     check_support_set(inputs, targets)
     if steps is not None:
         check_steps("steps", steps)
-    device = next(module.network.parameters()).device
+    device = next(itertools.chain(module.network.parameters(), module.network.buffers())).device
     examples = map_tensors(lambda t: t.detach().to(device).unsqueeze(0), Examples(inputs, targets))
-    with with_gradients(Task(examples, examples)) as task:
+    with with_gradients(plain_inputs(Task(examples, examples))) as task:
         network = copy.deepcopy(module.network).eval()
         learner = Learner(network, module.task_map.names, vectorized=False)
         problem = replace(module.problem(task), learner=learner, ways=None)
@@ -113,8 +114,8 @@ class KnownClasses(nn.Module):
 def _without_absent_classes(module: "MetaModule", network: nn.Module, problem: Problem) -> nn.Module:
     if not are_classes(problem.tasks.support.targets) or not is_cross_entropy(module.loss):
         return network
-    with torch.no_grad():  # of a copy, since a network may write into its buffers
-        logits = copy.deepcopy(network)(map_tensors(lambda t: t[0], problem.tasks.support.inputs))
+    with torch.no_grad():  # of copies, since a network may write into its buffers and its inputs
+        logits = copy.deepcopy(network)(map_tensors(lambda t: t[0].clone(), problem.tasks.support.inputs))
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         return network
     (known,) = present_classes(problem.tasks, logits.shape[1])

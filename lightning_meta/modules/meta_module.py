@@ -26,7 +26,7 @@ from lightning_meta.modules.lifecycle import Lifecycle
 from lightning_meta.modules.optimizers import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.modules.outer_step import OnNonfinite, OuterStep
 from lightning_meta.modules.trainer_checks import check_callables, check_outputs
-from lightning_meta.task import Examples, Task, common_ways
+from lightning_meta.task import Examples, Task, class_counts
 
 
 class MetaModule(pl.LightningModule):
@@ -153,9 +153,9 @@ class MetaModule(pl.LightningModule):
         """The tasks as losses and predictions of given parameters, as an algorithm takes them."""
         learner = Learner(self.network, self.task_map.names, vectorized=False)
         tables = {key.replace("/", "."): table for key, table in self.algorithm.step_params.items()}
-        scale, outer = self.loss_scale**0.5, self.outer
         inner = self.task_losses if self.inner_loss is None else partial(losses_of_tasks, self.inner_loss)
-        return Problem(tasks, learner, self, inner, tables, common_ways(tasks), outer.step, scale, outer.logs_this_step)
+        rest = self.outer.step, self.loss_scale**0.5, self.outer.logs_this_step
+        return Problem(tasks, learner, self, inner, tables, *class_counts(tasks), *rest)
 
     @property
     def task_map(self) -> TaskMap:

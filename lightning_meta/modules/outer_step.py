@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from lightning_meta.algorithms.base import Outcome
-from lightning_meta.errors import ConfigurationError, NotFiniteError
+from lightning_meta.errors import ConfigurationError, NotFiniteError, derivatives_explained
 from lightning_meta.modules.evaluation import collected
 from lightning_meta.modules.optimizers import step_schedulers
 from lightning_meta.modules.trainer_checks import check_batch
@@ -101,7 +101,8 @@ class OuterStep:
         problem = non_finite_loss(loss, module.outcome, self.step, module.global_rank)
         optimizer.zero_grad()
         # Devices add up their gradients: so the problem of one reaches all, and they decide alike.
-        module.manual_backward(loss if problem is None else loss * torch.nan)
+        with derivatives_explained():
+            module.manual_backward(loss if problem is None else loss * torch.nan)
         return loss.detach(), problem
 
     def _finish(self, module: "MetaModule", loss: Tensor, problem: str | None, tasks: int) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from lightning_meta import MLP, EpisodicDataModule, Examples, IMAMLModule, MAMLModule, ReptileModule, Task, stack_tasks
 from lightning_meta.errors import ArgumentTypeError, CheckpointError, ConfigurationError, NetworkError
 from lightning_meta.task import map_tensors
-from tests.conftest import relative_error, vector_tasks
+from tests.conftest import pairs, relative_error, vector_tasks
 from tests.modules.test_maml import sinusoid_module, sinusoids, trainer
 
 WAYS = ("loop", "vmap", 2)
@@ -289,6 +289,58 @@ def test_embeddings_with_a_largest_norm(way):
         total = total + F.cross_entropy(run(params, tasks.query.inputs[b])[0], tasks.query.targets[b])
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(total / 3, list(own.values()))])
     assert relative_error(found, expected) < 1e-10
+
+
+def transcription_loss(predictions, targets):
+    """CTC, which has no second derivative in torch."""
+    logs = F.log_softmax(predictions, -1).unsqueeze(1)
+    return F.ctc_loss(logs, torch.tensor([[1, 2]]), torch.tensor([len(predictions)]), torch.tensor([2]))
+
+
+def test_an_operator_without_a_second_derivative_is_named():
+    tasks = vector_tasks()
+    message = r"_ctc_loss_backward, .* has no second derivative\. first_order=True needs none"
+    with pytest.raises(NetworkError, match=message):
+        MAMLModule(nn.Linear(6, 3).double(), loss=transcription_loss, task_parallel="loop").meta_loss(tasks)
+    data = DataLoader([tasks], batch_size=None, collate_fn=lambda batch: batch)
+    with pytest.raises(NetworkError, match=message):
+        trainer(precision="64-true").fit(MAMLModule(nn.Linear(6, 3), loss=transcription_loss), data)
+    gradient(nn.Linear(6, 3).double(), tasks, "vmap", loss=transcription_loss, first_order=True)
+
+
+SPECTRAL_NORMS = [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("norm", SPECTRAL_NORMS)
+def test_spectral_norms(way, norm):
+    torch.manual_seed(0)
+    net, tasks = nn.Sequential(norm(nn.Linear(6, 5)), nn.Tanh(), nn.Linear(5, 3)).double(), vector_tasks()
+    plain = copy.deepcopy(net)  # the older one leaves its weight in the layer
+    own = {name: p.detach().clone().requires_grad_() for name, p in net.named_parameters()}
+    total = 0
+    for support, query in pairs(tasks):
+        params, buffers = dict(own), {name: buffer.clone() for name, buffer in net.named_buffers()}
+        for _ in range(2):
+            loss = F.cross_entropy(functional_call(plain, params | buffers, (support[0],)), support[1])
+            gradients = torch.autograd.grad(loss, list(params.values()), create_graph=True)
+            params = {n: p - 0.3 * g for (n, p), g in zip(params.items(), gradients, strict=True)}
+        total = total + F.cross_entropy(functional_call(plain, params | buffers, (query[0],)), query[1]) / 4
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(own.values()))])
+    assert relative_error(gradient(net, tasks, way), expected) < 1e-10
+
+
+@pytest.mark.parametrize("norm", SPECTRAL_NORMS)
+def test_spectral_norms_follow_the_weights(norm):
+    torch.manual_seed(0)
+    net = nn.Sequential(norm(nn.Linear(6, 5)), nn.Tanh(), nn.Linear(5, 3))
+    module = MAMLModule(net, 0.1, optimizer=lambda params: torch.optim.Adam(params, 0.1))
+    data = [vector_tasks(dtype=torch.float32, seed=seed) for seed in range(40)]
+    trainer(max_epochs=1).fit(module, DataLoader(data, batch_size=None, collate_fn=lambda batch: batch))
+    adapted = module.adapt_to(torch.randn(3, 6), torch.arange(3))
+    assert torch.isfinite(adapted(torch.zeros(1, 6))).all()
+    net.eval()(torch.zeros(1, 6))
+    assert torch.linalg.matrix_norm(net[0].weight, 2).item() == pytest.approx(1, abs=0.01)
 
 
 class Remembering(nn.Module):

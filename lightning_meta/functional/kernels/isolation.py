@@ -1,4 +1,4 @@
-"""What a network writes while it runs stays the task's: into its weights, and into attributes of its own."""
+"""What a network writes while it runs stays the task's: into weights, inputs, and attributes of its own."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,16 +17,16 @@ IN_PLACE = frozenset(
 )
 
 
-class WritesWeights(Exception):
-    """A network is about to write into weights that are not its own copy."""
+class WritesInPlace(Exception):
+    """A network is about to write into weights or inputs that are not its own copies."""
 
 
 class Isolation:
     """Undoes what running a network leaves in it.
 
     Attributes:
-        writes: Whether the network is known to write into its weights, as `nn.Embedding(max_norm=1)` does; each task
-            gets a copy of them then.
+        writes: Whether the network is known to write into its weights, as `nn.Embedding(max_norm=1)` does, or into its
+            inputs; each task gets copies of them then.
     """
 
     def __init__(self) -> None:
@@ -98,6 +98,8 @@ def written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tens
     name = getattr(func, "__name__", "")
     if (name.endswith("_") and not name.endswith("__")) or name in IN_PLACE:
         return args[0] if args and isinstance(args[0], Tensor) else None
+    if kwargs.get("inplace") is True:
+        return args[0] if args else kwargs.get("input")
     out = kwargs.get("out")
     return out if isinstance(out, Tensor) else None
 

@@ -13,7 +13,7 @@ from lightning_meta.functional.kernels.convolution import Convolution
 from lightning_meta.functional.kernels.corrections import CORRECTIONS
 from lightning_meta.functional.kernels.isolation import (
     Isolation,
-    WritesWeights,
+    WritesInPlace,
     storage,
     without_activation_checkpoints,
     written,
@@ -22,11 +22,14 @@ from lightning_meta.functional.kernels.layout import dense
 from lightning_meta.functional.kernels.linear import linear
 from lightning_meta.functional.kernels.normalization import BatchNormalization
 from lightning_meta.functional.kernels.pooling import MaxPooling, Window
-from lightning_meta.functional.kernels.vmap import AVAILABLE, over_all_tasks
+from lightning_meta.functional.kernels.vmap import AVAILABLE, empty_of_each_task, over_all_tasks
 from lightning_meta.functional.normalization import masked_batch_norm
 
 # Below this size of the input, what a kernel saves for a single task is less than calling it costs.
 SMALLEST_OF_ONE_TASK = 2**17
+
+# What they return is written into before it is read, and then each task may write something else.
+EMPTY = frozenset([torch.empty, torch.empty_like, Tensor.new_empty])
 
 
 def _fits(input: Tensor, *others: Tensor | None) -> bool:
@@ -111,8 +114,8 @@ def _masked_batch_norm(
 
 
 def _update_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float) -> None:
-    running_mean.mul_(1 - momentum).add_(mean * momentum)
-    running_var.mul_(1 - momentum).add_(var * momentum)
+    running_mean.mul_(1 - momentum).add_(mean.detach() * momentum)
+    running_var.mul_(1 - momentum).add_(var.detach() * momentum)
 
 
 def _max_pool(
@@ -153,17 +156,17 @@ class task_kernels(TorchFunctionMode):
         mask: Which of a task's examples there are, `(examples,)`: batch statistics are those of these; all if `None`.
         layers: The network and all of its layers.
         isolation: Undoes what they keep.
-        weights: Gives the tensors that are not to be written into.
+        untouchable: Gives the tensors that are not to be written into, parameters and inputs.
     """
 
     def __init__(
         self, vectorized: bool, mask: Tensor | None = None, layers: Sequence[nn.Module] = (),
-        isolation: Isolation | None = None, weights: Callable[[], Iterable[Tensor]] = tuple,
+        isolation: Isolation | None = None, untouchable: Callable[[], Iterable[Tensor]] = tuple,
     ) -> None:  # fmt: skip
         super().__init__()
         self.vectorized = vectorized
         self.mask = mask
-        self.layers, self.isolation, self.weights = layers, isolation or Isolation(), weights
+        self.layers, self.isolation, self.untouchable = layers, isolation or Isolation(), untouchable
         self.places: set[int] | None = None
         self.checkpoints = without_activation_checkpoints()
 
@@ -179,23 +182,26 @@ class task_kernels(TorchFunctionMode):
         if self.vectorized:  # nobody can use a tensor of torch.vmap afterwards; a single task's may be in the loss
             self.isolation.restore()
 
-    def _check_write(self, tensor: Tensor) -> None:
+    def check_write(self, tensor: Tensor) -> None:
+        """Note that a network is about to write into a tensor that is not its own copy."""
         if not self.isolation.writes:
             if self.places is None:
-                self.places = {storage(weight) for weight in self.weights()}
+                self.places = {storage(weight) for weight in self.untouchable()}
             if storage(tensor) in self.places:
-                raise WritesWeights
+                raise WritesInPlace
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         target = written(func, args, kwargs)
         if target is not None:
-            self._check_write(target)
+            self.check_write(target)
+        if func in EMPTY and self.vectorized and AVAILABLE:
+            return empty_of_each_task(func(*args, **kwargs), self.untouchable)
         if func is F.batch_norm and self.mask is not None:
             normalized = _masked_batch_norm(self.mask, *args, **kwargs)
             return func(*args, **kwargs) if normalized is None else normalized
         if func in CORRECTIONS:
-            corrected = CORRECTIONS[func](self._check_write, *args, **kwargs)
+            corrected = CORRECTIONS[func](self, *args, **kwargs)
             return func(*args, **kwargs) if corrected is None else corrected
         kernel = _KERNELS.get(func)
         if kernel is not None and AVAILABLE and args and (self.vectorized or args[0].numel() >= SMALLEST_OF_ONE_TASK):

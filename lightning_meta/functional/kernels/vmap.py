@@ -1,6 +1,6 @@
 """The tensors of all tasks behind those of one task that a function sees under `torch.vmap`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -77,6 +77,26 @@ def over_all_tasks(
     with temporarily_pop_interpreter_stack():
         results = kernel(together)
     return [_add_batch_dim(result, dim, level) for result, dim in results]
+
+
+def empty_of_each_task(tensor: Tensor, others: Callable[[], Iterable[Tensor]]) -> Tensor:
+    """One such tensor for each task, of which the function of one sees its own; itself where there is one already.
+
+    Args:
+        tensor: Not initialized.
+        others: Gives tensors of which one is of all tasks at least.
+    """
+    level = maybe_current_level()
+    if level != 1 or is_batchedtensor(tensor):
+        return tensor
+    of_all = (other for other in others() if is_batchedtensor(other))
+    count = next((get_unwrapped(other).shape[maybe_get_bdim(other)] for other in of_all), None)
+    if count is None:
+        return tensor
+    with temporarily_pop_interpreter_stack():
+        own = tensor.new_empty((count, *tensor.shape))
+    found: Tensor = _add_batch_dim(own, 0, level)
+    return found
 
 
 def plain(tensor: Tensor) -> Tensor:
