@@ -20,7 +20,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from benchmark_ways import CASES, Case
+from ways import CASES, Case
 
 from lightning_meta import EpisodicDataModule, MAMLModule, Task
 from lightning_meta.cli.main import main as lightning_meta
@@ -108,7 +108,7 @@ def measure_start(arguments: argparse.Namespace) -> None:
             start = time.time()
             command = [
                 sys.executable, "-m", "lightning_meta", "fit", "--config", CONFIG, "--data.root", str(arguments.root),
-                "--trainer.default_root_dir", folder, "--trainer.callbacks+", "benchmark_fit.FirstStep",
+                "--trainer.default_root_dir", folder, "--trainer.callbacks+", "fit.FirstStep",
             ]  # fmt: skip
             environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What `scripts/benchmark.py` compares: one meta-gradient of MAML, by this package and by others.
+"""What `benchmarks/steps.py` compares: one meta-gradient of MAML, by this package and by others.
 
 Run by itself it is one contender in a process of its own, so that none pays for another's memory or settings: it reads
 commands from its standard input and answers on its standard output.

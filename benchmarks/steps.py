@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_ways import CASES, PEERS, WAYS
+from ways import CASES, PEERS, WAYS
 
 ORDERS = ("second", "first")
 TOLERANCE = 1e-10
@@ -34,7 +34,7 @@ class Contender:
         self.error: float | None = None
         self.first: float | None = None
         self.failed: str | None = None
-        program = str(Path(__file__).with_name("benchmark_ways.py"))
+        program = str(Path(__file__).with_name("ways.py"))
         self._process = subprocess.Popen(
             [sys.executable, program, case, way, order, device, str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
