@@ -14,6 +14,7 @@ def pytest_addoption(parser):
     parser.addoption("--all-layers", action="store_true", help="Every layer of torch with its options.")
     parser.addoption("--kills", type=int, default=2, help="How many trainings of each algorithm to kill.")
     parser.addoption("--fuzz-examples", type=int, default=25, help="How many configurations to try.")
+    parser.addoption("--random-networks", type=int, default=20, help="How many random networks to try.")
     parser.addoption("--endurance-steps", type=int, default=3000, help="How long to look at the memory.")
 
 

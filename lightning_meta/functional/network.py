@@ -1,5 +1,6 @@
 """Names of a network's parameters, and of the layer that an error comes from."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
+from lightning_meta.task import tensors_of
 
 Params = dict[str, Tensor]
 """Parameters (or buffers) by name, each `(B, *shape)`: one copy for every task."""
@@ -89,6 +91,19 @@ def check_network(network: nn.Module) -> nn.Module:
                 "one here, so an ordinary BatchNorm is what you want on many devices too."
             )
     return network
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy of a network, tensors that it has computed and kept without their graph, which torch refuses to copy."""
+    computed = [
+        tensor
+        for layer in network.modules()
+        for value in vars(layer).values()
+        if isinstance(value, Tensor) or type(value) in (list, tuple, dict)
+        for tensor in tensors_of(value)
+        if not tensor.is_leaf
+    ]
+    return copy.deepcopy(network, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def dict_key(name: str) -> str:

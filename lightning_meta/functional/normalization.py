@@ -1,6 +1,5 @@
 """Which statistics normalization layers use: the batch's, or those of a support set."""
 
-import copy
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lightning_meta.errors import NetworkError
+from lightning_meta.functional.network import copied
 
 Statistics = dict[str, Tensor]
 """Buffers `<layer>.running_mean` and `<layer>.running_var` by name."""
@@ -150,7 +150,7 @@ def record_statistics(network: nn.Module, mask: Tensor | None = None) -> Iterato
 
 def with_batch_statistics(network: nn.Module) -> nn.Module:
     """A copy of the network, in evaluation mode, that normalizes with the batch at hand (transductively)."""
-    network = copy.deepcopy(network).eval()
+    network = copied(network).eval()
     for layer in _normalizing_layers(network).values():
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None

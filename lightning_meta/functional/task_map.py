@@ -136,7 +136,7 @@ class TaskMap:
                 try:
                     result = function(part)
                 except Exception as error:
-                    self._explain(function, part, error)
+                    self.explain(function, part, error)
                     raise
                 finally:
                     self.isolation.restore()
@@ -204,7 +204,7 @@ class TaskMap:
                 part = replace(together, tasks=task, learner=single)
                 function(part)
         except Exception as own:  # it has nothing to do with vmap
-            self._explain(function, part, own)
+            self.explain(function, part, own)
             raise own from None
         reason = f"torch.vmap cannot run {_named(layer)}: {first_line(error)}"
         if self.task_parallel != "auto":
@@ -214,8 +214,12 @@ class TaskMap:
         warnings.warn(f"{reason}\nRunning tasks one after another (task_parallel='loop').", stacklevel=2)
         self.vectorizes = False
 
-    def _explain(self, function: Run, problem: Problem, error: Exception) -> None:
-        """Raise an error from under the network, its loss or its inner optimizer as one that says what failed."""
+    def explain(self, function: Run, problem: Problem, error: Exception) -> None:
+        """Raise an error from under the network, its loss or its inner optimizer as one that says what failed.
+
+        Raises:
+            NetworkError: It came from there. Nothing is raised for other errors.
+        """
         support = problem.tasks.support
         # Of a nesting a network may ask for what it has not, as one that takes its tensors as arguments of their own.
         nested = isinstance(error, AttributeError | KeyError) and not isinstance(support.inputs, Tensor)
@@ -223,7 +227,7 @@ class TaskMap:
             return
         if not isinstance(error, EXPLAINED) and not nested:
             return
-        layer = failing_layer(self.network, lambda: function(problem))
+        layer = failing_layer(problem.learner.network, lambda: function(problem))
         inputs, targets = (
             ", ".join(f"{tuple(tensor.shape[1:])} of {tensor.dtype}" for tensor in tensors_of(part))
             for part in (support.inputs, support.targets)

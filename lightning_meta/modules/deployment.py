@@ -1,6 +1,5 @@
 """From a support set to a network that predicts, and what adaptation does step by step."""
 
-import copy
 import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
 from lightning_meta.functional.inner_loop import check_steps
 from lightning_meta.functional.losses import is_cross_entropy
+from lightning_meta.functional.network import copied
 from lightning_meta.functional.normalization import (
     batch_normalized_layers,
     with_batch_statistics,
@@ -35,10 +35,14 @@ def adapted_network(
     device = next(itertools.chain(module.network.parameters(), module.network.buffers())).device
     examples = map_tensors(lambda t: t.detach().to(device).unsqueeze(0), Examples(inputs, targets))
     with with_gradients(plain_inputs(Task(examples, examples))) as task:
-        network = copy.deepcopy(module.network).eval()
+        network = copied(module.network).eval()
         learner = Learner(network, module.task_map.names, vectorized=False)
         problem = replace(module.problem(task), learner=learner, ways=None)
-        fitted = module.algorithm.fit(problem, steps)
+        try:
+            fitted = module.algorithm.fit(problem, steps)
+        except Exception as error:
+            module.task_map.explain(lambda problem: module.algorithm.fit(problem, steps), problem, error)
+            raise
         learner.isolation.restore()
         adapted = _with_values(replace(learner, network=fitted.network), fitted.values, task.support, transductive)
         if fitted.head is not None:
@@ -115,7 +119,7 @@ def _without_absent_classes(module: "MetaModule", network: nn.Module, problem: P
     if not are_classes(problem.tasks.support.targets) or not is_cross_entropy(module.loss):
         return network
     with torch.no_grad():  # of copies, since a network may write into its buffers and its inputs
-        logits = copy.deepcopy(network)(map_tensors(lambda t: t[0].clone(), problem.tasks.support.inputs))
+        logits = copied(network)(map_tensors(lambda t: t[0].clone(), problem.tasks.support.inputs))
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         return network
     (known,) = present_classes(problem.tasks, logits.shape[1])
@@ -131,7 +135,7 @@ def adaptation_curve(module: "MetaModule", tasks: Task, steps: int | None) -> di
         return module.algorithm.curve(replace(part, learner=replace(part.learner, network=network)), steps)
 
     with with_gradients(tasks) as tasks:
-        network = copy.deepcopy(module.network).eval()
+        network = copied(module.network).eval()
         return joined(list(module.task_map(run, module.problem(tasks))))
 
 

@@ -185,6 +185,8 @@ def non_finite_loss(loss: Tensor, outcome: Outcome | None, step: int, rank: int)
     if outcome is not None:
         inner = ~torch.isfinite(outcome.inner_losses)
         bad = ~torch.isfinite(outcome.losses) | inner.any(1)
+        if not bad.any():  # a gradient that is in hand already has made it so
+            return _of_gradient(step)
         where = f" in tasks {bad.nonzero().flatten().tolist()} of this meta-batch"
         if inner.any():
             where += f", first at inner step {int(inner.any(0).nonzero()[0])} of {inner.shape[1]}"
@@ -199,6 +201,10 @@ def non_finite_gradient(gradients: list[Tensor | None], step: int) -> str | None
     present = [gradient.norm() for gradient in gradients if gradient is not None]
     if not present or torch.isfinite(torch.stack(present)).all():
         return None
+    return _of_gradient(step)
+
+
+def _of_gradient(step: int) -> str:
     return (
         f"The meta-gradient is not finite at outer step {step}, though the loss on this device is. Is the inner "
         "learning rate too large? Or an operation in the network or the loss has no finite derivative here, such as "

@@ -72,6 +72,38 @@ def test_a_recomputed_step_of_a_network_that_writes_into_its_weights(way):
     assert relative_error(gradient(own, tasks, way, checkpoint_inner_steps=True), gradient(own, tasks, way)) < 1e-12
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_normalizing_vectors_of_zeros(way):
+    """Padding of a cosine attention: x / eps is linear there, so that its second derivative is zero."""
+
+    class Cosine(nn.Module):
+        def __init__(self, normalize):
+            super().__init__()
+            self.first, self.head, self.normalize = nn.Linear(6, 5), nn.Linear(5, 3), normalize
+
+        def forward(self, x):
+            return self.head(self.normalize(self.first(x)) + self.normalize(self.first.weight[:, :1] * 0).sum(0))
+
+    def by_hand(x):
+        length = x.square().sum(1, keepdim=True)
+        return x / torch.where(length > 1e-24, length.clamp(min=1e-24).sqrt(), 1e-12)
+
+    found = []
+    for normalize in (F.normalize, by_hand):
+        torch.manual_seed(0)
+        found.append(gradient(Cosine(normalize).double(), vector_tasks(), way))
+    assert torch.isfinite(found[0]).all()
+    assert relative_error(*found) < 1e-10
+
+
+@pytest.mark.parametrize("adapt", [(torch.zeros(1, 6), torch.tensor([0])), (torch.zeros(3, 7), torch.arange(3))])
+def test_errors_of_the_network_in_deployment_name_the_layer(adapt):
+    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    for module in (MAMLModule(net), ProtoNetModule(net)):
+        with pytest.raises(NetworkError, match=r"layer '[01]' \(\w+\) failed"):
+            module.adapt_to(*adapt)
+
+
 @pytest.mark.parametrize("layer", [nn.Hardsigmoid, nn.Hardswish, nn.SiLU])
 def test_an_activation_in_place_changes_what_comes_after_it_too(layer):
     class Residual(nn.Module):
@@ -166,6 +198,19 @@ def test_a_body_with_batch_normalization_and_no_parameters():
     with torch.no_grad():
         module.test_step(tasks, 0)
     assert module.adapt_to(tasks.support.inputs[0], tasks.support.targets[0])(tasks.query.inputs[0]).shape == (9, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_network_that_keeps_what_it_has_computed_is_deployed():
+    """The older weight normalization keeps the weight, with its graph, and torch does not copy that."""
+    net = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 5)), nn.Tanh(), nn.Linear(5, 3)).double()
+    module, tasks = MAMLModule(net, 0.1), vector_tasks()
+    module.meta_loss(tasks).backward()
+    with torch.no_grad():
+        predicted = module.predict_step(tasks, 0)[0]
+    adapted = module.adapt_to(tasks.support.inputs[0], tasks.support.targets[0])
+    assert relative_error([adapted(tasks.query.inputs[0])], [predicted]) < 1e-12
+    assert module.adaptation_curve(tasks)["query_loss"].shape == (4, 2)
 
 
 class OfDict(nn.Module):

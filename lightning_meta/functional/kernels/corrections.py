@@ -1,8 +1,8 @@
 """Functions of torch whose derivatives are wrong or missing, in plain operators: with these any derivative is right.
 
 In torch 2.14, `torch.vmap` drops `padding_idx` of an embedding, the second derivative of `scale_grad_by_freq` leaves
-out the scale, that of weight normalization is wrong on a CPU, and embedding bags and the hard sigmoid have none. What
-spectral norms call does not run under `torch.vmap`.
+out the scale, that of weight normalization is wrong on a CPU, that of normalizing zeros is not a number, and embedding
+bags and the hard sigmoid have none. What spectral norms call does not run under `torch.vmap`.
 """
 
 from collections.abc import Callable
@@ -108,11 +108,15 @@ def _hardsigmoid(_: Surroundings, input: Tensor, inplace: bool = False) -> Tenso
 
 
 def _normalize(
-    _: Surroundings, input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12,
-    out: Tensor | None = None,
-) -> Tensor | None:  # fmt: skip
-    """Vectors of length 1; with `out`, which `torch.vmap` cannot run, written there."""
-    return None if out is None else out.copy_(F.normalize(input, p, dim, eps))
+    _: Surroundings, input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
+) -> Tensor | None:
+    """Vectors x of length 1, or x / eps where they are shorter than eps, with finite derivatives at 0 too."""
+    if p != 2 or input.dtype not in (torch.float32, torch.float64):
+        return None if out is None else out.copy_(F.normalize(input, p, dim, eps))
+    squares = input.square().sum(dim, keepdim=True)
+    is_short = squares <= eps**2
+    found = input / torch.where(is_short, eps, torch.where(is_short, 1, squares).sqrt())
+    return found if out is None else out.copy_(found)
 
 
 CORRECTIONS: dict[Any, Callable[..., Tensor | None]] = {
