@@ -5,9 +5,11 @@ from lightning_meta.callbacks import RunCheckpoint
 from lightning_meta.datamodules import (
     EpisodicDataModule,
     GlyphsDataModule,
+    ImageFolderDataModule,
     OmniglotDataModule,
     SinusoidDataModule,
     TaskDataModule,
+    class_split,
 )
 from lightning_meta.inner import LSLR, SGD, Adam, InnerOptimizer, LSTMOptimizer, MetaCurvature, MetaSGD
 from lightning_meta.models import MLP, ContextMLP, Conv4
@@ -37,6 +39,7 @@ __all__ = [
     "Examples",
     "GlyphsDataModule",
     "IMAMLModule",
+    "ImageFolderDataModule",
     "InnerOptimizer",
     "LSTMOptimizer",
     "MAMLModule",
@@ -56,5 +59,6 @@ __all__ = [
     "TaskDataModule",
     "TaskDistribution",
     "__version__",
+    "class_split",
     "stack_tasks",
 ]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 # A Philox key is (seed, stream). The streams are fixed for good: changing one changes every task that was ever drawn.
-STREAMS = {"train": 0, "val": 1, "test": 2, "glyphs": 3, "omniglot_split": 4, "mini_batches": 5}
+STREAMS = {"train": 0, "val": 1, "test": 2, "glyphs": 3, "omniglot_split": 4, "mini_batches": 5, "class_split": 6}
 
 
 def uniforms(seed: int, stream: str, numbers: Sequence[int], size: int) -> NDArray[np.float64]:

@@ -164,6 +164,8 @@ def _with_dicts(tree: Any) -> Any:
 
 def structure_of(tree: Any) -> str:
     """What a nesting has around its tensors, in words: keys in their order, other values than tensors, types."""
+    if isinstance(tree, Tensor):
+        return "..."
     return repr(apply_to_collection(tree, Tensor, lambda _: ...))
 
 

@@ -4,6 +4,8 @@ from lightning_meta.datamodules.base import TaskDataModule
 from lightning_meta.datamodules.class_tasks import ClassTasks
 from lightning_meta.datamodules.episodic import EpisodicDataModule
 from lightning_meta.datamodules.glyphs import GlyphsDataModule
+from lightning_meta.datamodules.image_folder import ImageFolderDataModule
+from lightning_meta.datamodules.labelled import class_split
 from lightning_meta.datamodules.omniglot import OmniglotDataModule
 from lightning_meta.datamodules.sinusoid import SinusoidDataModule
 
@@ -11,7 +13,9 @@ __all__ = [
     "ClassTasks",
     "EpisodicDataModule",
     "GlyphsDataModule",
+    "ImageFolderDataModule",
     "OmniglotDataModule",
     "SinusoidDataModule",
     "TaskDataModule",
+    "class_split",
 ]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 # What torch keeps in every module: hooks, which are looked at, parameters and buffers, which are a program's arguments.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _PLAIN = frozenset([type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type])
 _CONTAINERS = frozenset([list, tuple, dict, set, frozenset])
 _LIBRARIES = ("torch", "numpy", "lightning", "builtins")
@@ -47,10 +46,15 @@ def python_values(layers: Iterable[nn.Module], *others: Any) -> Hashable:
 
 
 def _of_layer(layer: nn.Module, seen: set[int]) -> Hashable:
-    own, kind = vars(layer), type(layer)
+    own, kind = layer.__dict__, type(layer)
     found = [v if type(v) in _PLAIN else _of(v, seen) for k, v in own.items() if k not in _OF_EVERY_MODULE]
-    hooks = [_of(hook, seen) for name in _HOOKS for hook in own[name].values()]
-    return kind, len(own), *found, *hooks, *[_of(method, seen) for method in own_methods(kind)]  # type: ignore[arg-type]
+    for hooks in (own["_forward_hooks"], own["_forward_pre_hooks"]):
+        if hooks:
+            found += [_of(hook, seen) for hook in hooks.values()]
+    methods = own_methods(kind)  # type: ignore[arg-type]
+    if methods:
+        found += [_of(method, seen) for method in methods]
+    return kind, len(own), tuple(found)
 
 
 @lru_cache(maxsize=1000)

@@ -47,10 +47,11 @@ def compiled_gradient(module: "MetaModule", whole: Problem) -> Callable[[Problem
                 gradients = scaled_gradients(outcome.losses.sum() / whole.count, wanted)
             return outcome._replace(losses=outcome.losses.detach()), gradients
 
+        structures = [structure_of(tree) for examples in part.tasks for tree in examples]
         result: tuple[Outcome, Gradients] = module._program(
             function,
             [*(t.detach() for t in own.values()), *tensors_of(part.tasks)],
-            (key, part.learner.vectorized, whole.count, structure_of(part.tasks)),
+            (key, part.learner.vectorized, whole.count, *structures),
             values,
         )
         return result

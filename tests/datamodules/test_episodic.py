@@ -12,7 +12,15 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import Subset, TensorDataset
 
-from lightning_meta import EpisodicDataModule, Examples, GlyphsDataModule, OmniglotDataModule, SinusoidDataModule, Task
+from lightning_meta import (
+    EpisodicDataModule,
+    Examples,
+    GlyphsDataModule,
+    ImageFolderDataModule,
+    OmniglotDataModule,
+    SinusoidDataModule,
+    Task,
+)
 from lightning_meta.datamodules import ClassTasks, TaskDataModule
 from lightning_meta.datasets import ClassDataset
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
@@ -149,7 +157,9 @@ def test_ranges_and_lists_on_the_command_line():
     assert made.hparams["n_way"] == (5, 20)
 
 
-MODULES = [EpisodicDataModule, GlyphsDataModule, OmniglotDataModule, SinusoidDataModule, TaskDataModule]
+MODULES = [
+    EpisodicDataModule, GlyphsDataModule, ImageFolderDataModule, OmniglotDataModule, SinusoidDataModule, TaskDataModule,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -163,8 +173,9 @@ def test_every_option_is_explicit_documented_and_the_bases(kind):
     theirs = inspect.signature(base).parameters
     shared = [name for name in theirs if name in own]
     assert [own[name] for name in shared] == [theirs[name] for name in shared]
-    if kind in (GlyphsDataModule, OmniglotDataModule):
-        assert set(theirs) - set(own) == {"train_dataset", "val_dataset", "test_dataset", "same_names"}
+    if kind in (GlyphsDataModule, ImageFolderDataModule, OmniglotDataModule):
+        left_out = {"train_dataset", "val_dataset", "test_dataset", "same_names"}
+        assert set(theirs) - set(own) == left_out - set(own)
         listed_by_base = re.search(r"Args:\n(.*?)\n\n", inspect.cleandoc(base.__doc__), re.DOTALL).group(1)
         assert all(f"{name}: {sentences[name]}" in listed_by_base for name in shared)
 
