@@ -10,6 +10,7 @@ import pytest
 
 from lightning_meta.cli.main import main
 from tests.cli.test_main import QUIET
+from tests.datamodules.test_image_folder import photos
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -36,6 +37,8 @@ def test_there_are_examples_of_all_three_ways():
 def test_commands(tmp_path, request):
     """In the order written: `test` finds the checkpoint that `fit` left."""
     for command in COMMANDS:
+        if "photos" in command:
+            continue
         arguments = shlex.split(command)
         if "DATA" in arguments:
             arguments[arguments.index("DATA")] = str(request.getfixturevalue("omniglot_root"))
@@ -43,6 +46,21 @@ def test_commands(tmp_path, request):
         run = tmp_path / Path(arguments[config]).stem
         arguments[config] = str(ROOT / arguments[config])
         main([*arguments, *SMALL, *QUIET, "--trainer.default_root_dir", str(run)])
+
+
+def test_own_images(tmp_path, monkeypatch):
+    """The commands with the configuration that is shown, on photos of sizes and numbers of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (shown,) = re.findall(r"```yaml\n# photos.yaml\n(.*?)```", README, re.DOTALL)
+    Path("photos.yaml").write_text(shown)
+    photos(tmp_path / "photos", [f"class{i}" for i in range(30)], each=6)
+    commands = [command for command in COMMANDS if "photos" in command]
+    assert len(commands) == 2
+    for command in commands:
+        made = main([*shlex.split(command), *SMALL, *QUIET])
+    assert "test/query_accuracy" in made.trainer.callback_metrics
+    assert Path("runs/photos/classes.json").is_file()
 
 
 def test_every_path_that_is_named_exists():

@@ -78,10 +78,6 @@ def test_a_run_is_one_folder_and_best_and_last_are_found_in_it(config, tmp_path)
     assert (run / "logs/fit/metrics.csv").read_text() == log
     assert not (run / "logs/fit/metrics.1.csv").exists()
 
-    # A second run in the same folder overwrites the first, with no second versions of checkpoints.
-    main(["fit", "--config", str(config), *QUIET])
-    assert {str(p.relative_to(run)) for p in run.rglob("*.ckpt")} == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
-
 
 def test_resuming_continues_the_run(config, tmp_path):
     whole = main(["fit", "--config", str(config), *QUIET])
