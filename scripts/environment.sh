@@ -14,6 +14,9 @@ else
   python=$PWD/.venv/bin/python
 fi
 
+# Threads of OpenMP that wait for each other spin for long, which beside another busy process takes its place away.
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
+
 # install SPEC: install the package, saying so, since the first time takes minutes.
 install() {
   echo "Installing lightning-meta ($1) with $python; the first time this takes a few minutes"
