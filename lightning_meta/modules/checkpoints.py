@@ -121,7 +121,9 @@ def objects(module: "MetaModule") -> dict[str, str]:
 
 
 def save(module: "MetaModule", checkpoint: dict[str, Any]) -> None:
-    """Add to a checkpoint what a training needs to go on exactly, and what it is made of."""
+    """Add to a checkpoint what a training needs to go on exactly, and what it is made of; once."""
+    if "meta" in checkpoint:
+        return
     carried = module.algorithm.carried()
     checkpoint["meta"] = {
         "objects": objects(module),

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lightning_meta.functional.allocator import keep_freed_memory
 from lightning_meta.functional.network import check_network
 from lightning_meta.functional.normalization import advance_spectral_norms, batch_normalized_layers
-from lightning_meta.modules.checkpoints import AtomicCheckpointIO, go_on
+from lightning_meta.modules.checkpoints import AtomicCheckpointIO, go_on, save
 from lightning_meta.modules.optimizers import check_optimizers, keep_monitors
 from lightning_meta.modules.trainer_checks import check_trainer
 
@@ -45,6 +45,10 @@ class Lifecycle(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Let spectral norms follow the weights."""
         advance_spectral_norms(pl_module.network.modules())
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Keep what a resumed training needs, whatever a hook of the module's does."""
+        save(pl_module, checkpoint)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Clip the meta-gradient, here because it is unscaled by now under 16-bit precision."""

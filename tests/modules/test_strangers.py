@@ -747,6 +747,20 @@ def test_what_is_no_tensor_in_a_task_is_refused():
         trainer().fit(MAMLModule(nn.Linear(6, 3)), DataLoader([named], batch_size=None, collate_fn=lambda b: b))
 
 
+def test_a_hook_of_ones_own_around_checkpoints_loses_nothing(tmp_path):
+    class Mine(MAMLModule):
+        def on_save_checkpoint(self, checkpoint):  # empty in Lightning, so overridden without super()
+            checkpoint["mine"] = 1
+
+    own = trainer(tmp_path)
+    own.fit(Mine(MLP(hidden=[8]), 0.01, loss=F.mse_loss), sinusoids(steps_per_epoch=1))
+    own.save_checkpoint(tmp_path / "a.ckpt")
+    kept = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert kept["mine"] == 1
+    assert kept["meta"]["seed"] is not None
+    assert {"torch", "numpy", "python"} <= set(kept["meta"]["random_state"])
+
+
 def test_a_checkpoint_without_its_network_says_what_to_give(tmp_path):
     own = trainer(tmp_path)
     own.fit(sinusoid_module(), sinusoids(steps_per_epoch=1))
