@@ -5,9 +5,9 @@ from lightning_meta.datamodules.class_tasks import ClassTasks
 from lightning_meta.datamodules.episodic import EpisodicDataModule
 from lightning_meta.datamodules.glyphs import GlyphsDataModule
 from lightning_meta.datamodules.image_folder import ImageFolderDataModule
-from lightning_meta.datamodules.labelled import class_split
 from lightning_meta.datamodules.omniglot import OmniglotDataModule
 from lightning_meta.datamodules.sinusoid import SinusoidDataModule
+from lightning_meta.datamodules.splits import class_split
 
 __all__ = [
     "ClassTasks",

@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from lightning_meta.datamodules.arguments import check_number
 from lightning_meta.datamodules.episodic import EpisodicDataModule
-from lightning_meta.datamodules.labelled import SameNames, base_of, class_split
+from lightning_meta.datamodules.labelled import SameNames, base_of
+from lightning_meta.datamodules.splits import class_split
 from lightning_meta.datasets.image_folder import (
     SPLITS,
     ImageFiles,

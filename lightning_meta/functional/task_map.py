@@ -175,10 +175,8 @@ class TaskMap:
             if part.learner.vectorized and number_of_tasks(part.tasks) == count:
                 return outcome, None
             # The graph of this chunk is freed here; only its gradient is kept.
-            with (
-                derivatives_explained(),
-                _without_hooks(trainable),
-            ):  # these run once, on the gradient of the whole batch
+            # Hooks run once, on the gradient of the whole batch.
+            with derivatives_explained(), _without_hooks(trainable):
                 gradients = scaled_gradients(outcome.losses.sum() / count, trainable, scale)
             return outcome._replace(losses=outcome.losses.detach()), gradients
 
