@@ -71,7 +71,10 @@ class Evaluation:
         check_batch(batch)
         with with_gradients(batch) as tasks:
             tasks = collected(module, tasks, training=False)
-            outcome = joined(list(module.task_map(module.algorithm.evaluate, module.problem(tasks))))
+            outcomes = list(module.task_map(module.algorithm.evaluate, module.problem(tasks)))
+            if self.metrics is None:  # nothing asks for predictions, which need not be of one shape
+                outcomes = [outcome._replace(judged=()) for outcome in outcomes]
+            outcome = joined(outcomes)
         # Outside of the block, since the metric's state was reset under the grad mode that holds here.
         self.of(stage, loader).update({"query_loss": outcome.losses, **outcome.metrics})
         if self.metrics is not None:
