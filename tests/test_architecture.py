@@ -14,7 +14,7 @@ PACKAGE = Path(lightning_meta.__file__).parent
 LEVELS = [
     {"__about__", "errors"},
     {"task", "randomness", "hyperparameters", "files"},
-    {"functional", "models", "datasets", "metrics"},
+    {"functional", "models", "datasets", "metrics", "export"},
     {"inner"},
     {"algorithms"},
     {"modules", "datamodules", "callbacks"},
