@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.metrics import mean_and_ci95
-from lightning_meta.task import Examples, Task, are_classes, map_tensors
+from lightning_meta.task import Examples, Task, map_tensors
 
 _MOST_QUERIES = 10
 """Of each class."""
+_GAP, _TITLE = 0.4, 0.3
+"""The space between support and query set, and that of the titles, in images."""
 
 
 def plot_episode(task: Task, path: str | Path, predictions: Tensor | None = None) -> None:
@@ -34,17 +34,40 @@ def plot_episode(task: Task, path: str | Path, predictions: Tensor | None = None
     """
     from matplotlib.figure import Figure
 
-    predicted = _predicted_labels(task.query, predictions)
+    rows, columns = episode_size(task)
+    figure = Figure(figsize=(0.75 * columns, 0.75 * rows))
+    draw_episode(figure, task, predictions)
+    figure.savefig(path, dpi=150)
+
+
+def episode_size(task: Task) -> tuple[float, float]:
+    """Rows and columns of images that `draw_episode` draws, with the space around them.
+
+    Raises:
+        ConfigurationError: There are no examples.
+    """
+    classes, shots, shown = _grid(task)
+    return len(classes) + _TITLE, shots + shown + _GAP
+
+
+def _grid(task: Task) -> tuple[list[int], int, int]:
+    """The classes of a task, and the most support and query images of one."""
     support, query = _without_padding(task.support), _without_padding(task.query)
     classes = torch.unique(torch.cat([support.targets, query.targets])).tolist()
     if not classes:
         raise ConfigurationError("The task has no examples to draw.")
     shots, shown = (max(int((part.targets == label).sum()) for label in classes) for part in (support, query))
-    shown = min(shown, _MOST_QUERIES)
+    return classes, shots, min(shown, _MOST_QUERIES)
+
+
+def draw_episode(figure: Any, task: Task, predictions: Tensor | None = None) -> None:
+    """Draw an episode into a figure, or a part of one: see `plot_episode`."""
+    predicted = _predicted_labels(task.query, predictions)
+    support, query = _without_padding(task.support), _without_padding(task.query)
+    classes, shots, shown = _grid(task)
     of_support, of_query = _pixels(support.inputs, query.inputs)
-    columns, gap, title_height = shots + shown, 0.4, 0.3
+    columns, gap, title_height = shots + shown, _GAP, _TITLE
     height = len(classes) + title_height
-    figure = Figure(figsize=(0.75 * (columns + gap), 0.75 * height))
     grid = {"wspace": 0.1, "hspace": 0.1, "left": 0.01, "right": 0.99, "bottom": 0.01, "top": 1 - title_height / height}
     ratios = [*[1] * shots, gap, *[1] * shown]
     axes = figure.subplots(len(classes), columns + 1, squeeze=False, width_ratios=ratios, gridspec_kw=grid)
@@ -59,7 +82,6 @@ def plot_episode(task: Task, path: str | Path, predictions: Tensor | None = None
     for column, count, title in ((0, shots, "support"), (shots + 1, shown, f"query{note}")):
         if count:
             axes[0][column].set_title(title, loc="left", fontsize=9)
-    figure.savefig(path, dpi=150)
 
 
 def _without_padding(examples: Examples) -> Examples:
@@ -117,61 +139,23 @@ def plot_adaptation(curves: Mapping[str, Tensor], path: str | Path, metric: str 
         metric: What the values are.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(5, 3.4), layout="constrained")
-    axes = figure.subplots()
+    draw_adaptation(figure.subplots(), curves, metric)
+    figure.savefig(path, dpi=150)
+
+
+def draw_adaptation(axes: Any, curves: Mapping[str, Tensor], metric: str) -> None:
+    """Draw a metric over inner steps into axes: see `plot_adaptation`."""
+    from matplotlib.ticker import MaxNLocator
+
     for label, values in curves.items():
         mean, ci95 = (x.cpu().numpy() for x in mean_and_ci95(values))
         steps = range(len(mean))
         axes.plot(steps, mean, marker="o", markersize=3, label=label)
         axes.fill_between(steps, mean - ci95, mean + ci95, alpha=0.2)
-    axes.set(xlabel="inner steps", ylabel=f"{metric}, mean and 95 % interval")
+    axes.set(xlabel="inner steps")
+    axes.set_ylabel(f"{metric}, mean and 95 % interval", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
-
-
-class TaskFigures(pl.Callback):
-    """Draws the first task of a test (`episode.png`) and the adaptation curve of its first batch (`adaptation.png`).
-
-    The first is for images with 1 or 3 channels, the second for algorithms with inner steps.
-
-    Args:
-        folder: Where to write them; `figures` in the Trainer's `default_root_dir` if `None`.
-        steps: Inner steps of the curve; the module's `val_inner_steps` if `None`.
-    """
-
-    def __init__(self, folder: str | None = None, steps: int | None = None) -> None:
-        self.folder = folder
-        self.steps = steps
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Task,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the first batch."""
-        module: Any = pl_module
-        if batch_idx or not trainer.is_global_zero or not hasattr(module, "adaptation_curve"):
-            return
-        folder = Path(self.folder or Path(trainer.default_root_dir) / "figures")
-        folder.mkdir(parents=True, exist_ok=True)
-        if module.task_map.names:
-            curves = module.adaptation_curve(batch, self.steps)
-            metric = "query_accuracy" if "query_accuracy" in curves else "query_loss"
-            name = metric.replace("_", " ")
-            plot_adaptation({"adapted from the meta-trained network": curves[metric]}, folder / "adaptation.png", name)
-        else:
-            rank_zero_info(f"There is no figure of an adaptation: {type(module).__name__} has no inner steps.")
-        inputs = batch.support.inputs
-        if not isinstance(inputs, Tensor) or inputs.dim() != 5 or inputs.shape[2] not in (1, 3):
-            return
-        predictions = module.predict_step(batch, 0)[0]
-        if are_classes(batch.query.targets) and isinstance(predictions, Tensor) and predictions.dim() == 2:
-            plot_episode(map_tensors(lambda t: t[0], batch), folder / "episode.png", predictions)

@@ -35,6 +35,11 @@ class HelpFormatter(DefaultHelpFormatter):
         shown = [action for action in actions if action.required]
         super().add_usage(usage, shown, *args, **kwargs)
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Keep the lines of a text that has several."""
+        fill = super()._fill_text
+        return "\n".join(fill(line, width, indent) if not line.startswith(" ") else line for line in text.split("\n"))
+
     def _format_action(self, action: Action) -> str:
         # Each option that takes a class has a second one that shows the class's help; the end of the page tells of it.
         return "" if action.dest.endswith(".help") else super()._format_action(action)

@@ -1,5 +1,6 @@
 """The command line: LightningCLI, with a run kept in one folder."""
 
+import copy
 import os
 import sys
 import warnings
@@ -16,7 +17,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from yaml import YAMLError
 
-from lightning_meta.callbacks import RunCheckpoint
+from lightning_meta.callbacks import RunCheckpoint, TaskFigures, TaskResults
+from lightning_meta.cli.commands import COMMANDS, listed, run_command
 from lightning_meta.cli.parser import MetaParser, qualified, reasons
 from lightning_meta.cli.predictions import save_predictions
 from lightning_meta.cli.run_folder import KeptLog, RunFolder
@@ -26,17 +28,51 @@ from lightning_meta.errors import ConfigurationError, LightningMetaError, Missin
 from lightning_meta.modules import MetaModule
 
 
-class MetaCLI(LightningCLI):
-    """`fit`, `validate`, `test` and `predict` for meta-learning modules.
+class MetaTrainer(pl.Trainer):
+    """A Trainer that can show a test."""
 
-    A run is one folder, `trainer.default_root_dir`: `config.yaml`, `checkpoints/best.ckpt` and `last.ckpt`, and
-    `logs/<command>/metrics.csv`. `--ckpt_path best` and `last` mean those files, in any process. What is best the
-    module says (`monitor` and `mode`), unless `checkpoint.monitor` is given.
+    def show(
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Draw one page about the test tasks: an episode with its mistakes, adaptation, spread, hardest classes.
+
+        Args:
+            model: The module.
+            datamodule: Its data.
+            ckpt_path: The checkpoint to start from: `best` or `last` of this run's folder, or a file's path.
+            weights_only: Read tensors and plain values only from a checkpoint, which runs no code. Default: true.
+        """
+        return self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=weights_only)
+
+
+class MetaCLI(LightningCLI):
+    """`fit`, `validate`, `test`, `predict` and `show` for meta-learning modules.
+
+    A run is one folder, `trainer.default_root_dir`: `config.yaml`, `checkpoints/best.ckpt` and `last.ckpt`,
+    `logs/<command>/metrics.csv`, `results/<checkpoint>/` and `figures/`. `--ckpt_path best` and `last` mean those
+    files, in any process. What is best the module says (`monitor` and `mode`), unless `checkpoint.monitor` is given.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the checkpoint's options."""
         parser.add_class_arguments(RunCheckpoint, "checkpoint", instantiate=False)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, and the arguments of each that are no options."""
+        commands = LightningCLI.subcommands()
+        commands["test"].add("verbose")  # one table is shown instead of Lightning's
+        return commands | {"show": {"model", "datamodule"}}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            parser.add_argument("--json", type=str | None, help="A file for means and intervals, besides the table.")
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """Let the configuration given win over the checkpoint's; the module names the differences when it loads."""
@@ -92,6 +128,17 @@ class MetaCLI(LightningCLI):
             save_predictions(predictions, len(self.trainer.num_predict_batches), path)
             rank_zero_info(f"The predictions for the query sets of the test tasks are in {path}.")
 
+    def test(self, **kwargs: Any) -> None:
+        """Test, and show the result as one table."""
+        self.trainer.test(verbose=False, **kwargs)
+
+    def show(self, **kwargs: Any) -> None:
+        """Test, and draw a page about it, beside what the network does without meta-training."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, TaskFigures) and kwargs.get("ckpt_path"):
+                callback.untrained = copy.deepcopy(self.model)
+        self.trainer.show(**kwargs)  # type: ignore[attr-defined]
+
     def instantiate_classes(self) -> None:
         """Build the data module, the model with the data's number of classes, and the Trainer.
 
@@ -122,6 +169,10 @@ class MetaCLI(LightningCLI):
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if config.enable_checkpointing is not False and not config.barebones:
             callbacks.append(self._checkpoint())
+        if self.subcommand in ("test", "show"):
+            callbacks.append(TaskResults(json=self._command_config().get("json"), name="untrained"))
+        if self.subcommand == "show":
+            callbacks.append(TaskFigures())
         logger = config.logger
         own_log = (logger is None or logger is True) and not config.barebones
         if own_log:
@@ -158,29 +209,34 @@ def _explained(part: str) -> Iterator[None]:
         raise ConfigurationError(f"{part}: {reasons(str(error))}.") from error
 
 
-def main(args: ArgsType = None) -> MetaCLI:
+def main(args: ArgsType = None) -> MetaCLI | None:
     """Run the command line.
 
     Args:
         args: Arguments as a list of strings; those of the process if `None`.
 
     Returns:
-        The command line object, with `trainer`, `model` and `datamodule`.
+        The command line object, with `trainer`, `model` and `datamodule`; `None` of a command without a Trainer.
 
     Raises:
         ConfigurationError: The configuration can be read, but Lightning, or what is built from it, refuses it.
         SystemExit: The configuration cannot be read; the status is 2.
     """
+    given = sys.argv[1:] if args is None else args
+    if isinstance(given, list) and given and given[0] in COMMANDS:
+        run_command(given[0], given[1:])
+        return None
     load = get_loader("yaml")
     set_loader("yaml", lambda text: qualified(load(text)), exceptions=(YAMLError,))
     try:
         return MetaCLI(
             MetaModule,
             TaskDataModule,
+            trainer_class=MetaTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=MetaParser,
-            parser_kwargs={"description": "Meta-learning on PyTorch Lightning."},
+            parser_kwargs={"description": f"Meta-learning on PyTorch Lightning. Without a Trainer:\n{listed()}"},
             save_config_callback=RunFolder,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,

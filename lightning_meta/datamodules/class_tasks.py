@@ -163,6 +163,14 @@ class ClassTasks:
         there = np.arange(found.shape[2]) < (draw.shots + draw.queries)[..., None]
         return np.where(there, found, -1)
 
+    def class_names(self, numbers: Sequence[int]) -> list[list[str]]:
+        """The classes of the tasks of these numbers, in the order of their labels: names, or numbers as text."""
+        draw, _ = self._drawn(numbers)
+        return [
+            [class_name(self.dataset, self._labels[c]) for c, shots in zip(*of_task, strict=True) if shots]
+            for of_task in zip(draw.classes, draw.shots, strict=True)
+        ]
+
     def _drawn(self, numbers: Sequence[int]) -> tuple[Draw, Integers]:
         """What is drawn, and positions `(B, N, M)` in the data set, where what does not count is any position."""
         draw = (draw_fixed if self._fixed else draw_varied)(self.shape, self._sizes, self.seed, self.split, numbers)

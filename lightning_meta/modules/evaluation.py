@@ -56,6 +56,8 @@ class Evaluation:
                 "own belong into task_metrics."
             )
         self.metrics = metrics
+        self.wants_predictions = False
+        """Whether a callback wants the predictions of each batch."""
         self.statistics: dict[tuple[str, int], TaskStatistics] = {}
         self.measured: dict[tuple[str, int], Metrics] = {}
         self.results: dict[str, dict[str, Tensor]] = {}
@@ -66,23 +68,32 @@ class Evaluation:
         """What was measured on the tasks of one loader."""
         return self.statistics.setdefault((stage, loader), TaskStatistics())
 
-    def __call__(self, module: "MetaModule", stage: str, batch: Task, loader: int) -> None:
-        """Adapt to a batch of tasks and measure."""
+    def __call__(self, module: "MetaModule", stage: str, batch: Task, loader: int) -> dict[str, Any]:
+        """Adapt to a batch of tasks and measure.
+
+        Returns:
+            For callbacks the values of each task, `(B,)` each; where `wants_predictions`, also `predictions`, `targets`
+            and `mask` `(B, queries, ...)`.
+        """
         check_batch(batch)
         with with_gradients(batch) as tasks:
             tasks = collected(module, tasks, training=False)
             outcomes = list(module.task_map(module.algorithm.evaluate, module.problem(tasks)))
-            if self.metrics is None:  # nothing asks for predictions, which need not be of one shape
+            if (
+                self.metrics is None and not self.wants_predictions
+            ):  # nothing asks for predictions, which need not be of one shape
                 outcomes = [outcome._replace(judged=()) for outcome in outcomes]
             outcome = joined(outcomes)
         # Outside of the block, since the metric's state was reset under the grad mode that holds here.
-        self.of(stage, loader).update({"query_loss": outcome.losses, **outcome.metrics})
+        found: dict[str, Any] = {"query_loss": outcome.losses, **outcome.metrics}
+        self.of(stage, loader).update(found)
+        predictions, targets, mask = outcome.judged or (None, None, None)
         if self.metrics is not None:
-            predictions, targets, mask = outcome.judged
             if (stage, loader) not in self.measured:
                 self.measured[stage, loader] = self.metrics.clone()
             together = map_tensors(lambda t: t.flatten(0, 1) if mask is None else t[mask], (predictions, targets))
             self.measured[stage, loader].to(module.device).update(*together)
+        return found | ({"predictions": predictions, "targets": targets, "mask": mask} if outcome.judged else {})
 
     def predictions(self, module: "MetaModule", batch: Task) -> Any:
         """Predictions for the query sets, `(B, queries, ...)`; a list of each task's own where those are masked."""

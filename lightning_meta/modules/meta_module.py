@@ -119,7 +119,7 @@ class MetaModule(pl.LightningModule):
         stage = None if self._trainer is None else self._trainer.state.stage
         case = (stage, getattr(predictions, "shape", None), getattr(targets, "shape", None))
         if case not in self._checked:
-            check_outputs(self.loss, predictions, targets, mask, self._trainer)
+            check_outputs(self.loss, predictions, targets, mask, self._trainer if self.task_map.names else None)
             self._checked.add(case)
         return losses_of_tasks(self.loss, predictions, targets, mask)
 
@@ -188,16 +188,16 @@ class MetaModule(pl.LightningModule):
     forward = to_onnx = deployment.forward
 
     def training_step(self, batch: Task, batch_idx: int) -> Any:
-        """One or more outer steps; callbacks get the loss of the last one."""
+        """One or more outer steps; callbacks get the loss of the last one, and the values of each of its tasks."""
         return self.outer(self, batch)
 
-    def validation_step(self, batch: Task, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adapt to a batch of validation tasks and measure."""
-        self.evaluation(self, "val", batch, dataloader_idx)
+    def validation_step(self, batch: Task, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Adapt to a batch of validation tasks and measure; callbacks get the values of each task."""
+        return self.evaluation(self, "val", batch, dataloader_idx)
 
-    def test_step(self, batch: Task, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adapt to a batch of test tasks and measure."""
-        self.evaluation(self, "test", batch, dataloader_idx)
+    def test_step(self, batch: Task, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Adapt to a batch of test tasks and measure; callbacks get the values of each task."""
+        return self.evaluation(self, "test", batch, dataloader_idx)
 
     def predict_step(self, batch: Task, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Predictions for the query sets: `(B, queries, ...)`; one for each task where those have different sizes."""

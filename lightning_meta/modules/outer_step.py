@@ -68,7 +68,11 @@ class OuterStep:
         """How many tasks ran together in the last outer step of this training; 0 for one after another."""
 
     def __call__(self, module: "MetaModule", batch: Task) -> dict[str, Tensor]:
-        """Make the outer steps of a batch of tasks; returns the loss of the last one, as callbacks get it."""
+        """Make the outer steps of a batch of tasks.
+
+        Returns:
+            For callbacks the `loss` of the last one, and the values of each of its tasks, `(B,)` each.
+        """
         check_batch(batch)
         trainer: Any = module.trainer
         if self.seed is None:
@@ -84,7 +88,10 @@ class OuterStep:
                     self._describe(module, batch)
                 loss, problem = self._differentiate(module, batch)
             self._finish(module, loss, problem, number_of_tasks(batch))
-        return {"loss": loss}
+        outcome = module.outcome
+        return {"loss": loss} | (
+            {} if outcome is None else {module.algorithm.objective: outcome.losses, **outcome.metrics}
+        )
 
     def _describe(self, module: "MetaModule", tasks: Task) -> None:
         """Say once how tasks are run."""

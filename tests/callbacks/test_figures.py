@@ -1,18 +1,14 @@
 """Figures."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from matplotlib.image import imread
-from torch import nn
 
-from lightning_meta import Conv4, Examples, MAMLModule, ProtoNetModule, Task
-from lightning_meta.callbacks import TaskFigures, plot_adaptation, plot_episode
+from lightning_meta import Examples, Task
+from lightning_meta.callbacks import plot_adaptation, plot_episode
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.task import map_tensors
 from tests.conftest import image_tasks
-from tests.modules.test_maml import images, sinusoid_module, sinusoids, trainer
 
 
 def red_pixels(path):
@@ -69,43 +65,9 @@ def test_classes_may_have_different_numbers_of_examples(tmp_path):
         plot_episode(Task(examples(), examples()), tmp_path / "x.png")
 
 
-def test_the_callback_draws_the_first_task_without_its_padding(tmp_path):
-    batch = image_tasks(n_way=2, k_shot=2, n_query=2, dtype=torch.float32)
-    there = torch.tensor([[True, True, True, False], [True] * 4, [True] * 4, [True] * 4])
-    batch = Task(*(part._replace(mask=there) for part in batch))
-
-    class Module(MAMLModule):
-        def adaptation_curve(self, tasks, steps):
-            return {"query_accuracy": torch.rand(4, 3)}
-
-        def predict_step(self, tasks, index):
-            return [torch.eye(2)[part[mask]] for part, mask in zip(tasks.query.targets, there, strict=True)]
-
-    TaskFigures(str(tmp_path)).on_test_batch_end(
-        SimpleNamespace(is_global_zero=True), Module(nn.Linear(1, 2)), None, batch, 0
-    )
-    assert imread(tmp_path / "episode.png").shape[0] > 100
-    assert red_pixels(tmp_path / "episode.png") == 0
-
-
 def test_the_adaptation_curve_is_drawn(tmp_path):
     plot_adaptation({"a": torch.rand(10, 4), "b": torch.rand(10, 6)}, tmp_path / "curve.png")
     assert imread(tmp_path / "curve.png").shape[0] > 100
-
-
-def test_the_callback_draws_after_a_test(tmp_path):
-    module = MAMLModule(Conv4(5, hidden=4), 0.1)
-    trainer(tmp_path, callbacks=[TaskFigures(steps=3)]).test(module, images(), verbose=False)
-    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"episode.png", "adaptation.png"}
-    trainer(callbacks=[TaskFigures(str(tmp_path / "sine"))]).test(sinusoid_module(), sinusoids(), verbose=False)
-    assert {p.name for p in (tmp_path / "sine").iterdir()} == {"adaptation.png"}
-
-
-def test_an_algorithm_without_inner_steps_has_a_figure_of_its_task(tmp_path, caplog):
-    with caplog.at_level("INFO"):
-        trainer(tmp_path, callbacks=[TaskFigures()]).test(ProtoNetModule(Conv4(5, hidden=4)), images(), verbose=False)
-    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"episode.png"}
-    assert "no figure of an adaptation: ProtoNetModule has no inner steps" in caplog.text
 
 
 def test_normalized_images_keep_their_colours(tmp_path):

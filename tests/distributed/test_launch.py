@@ -1,5 +1,6 @@
 """Every way of starting several processes ends in the same parameters as one process."""
 
+import csv
 import os
 import signal
 import stat
@@ -69,6 +70,28 @@ def test_lightnings_own_launcher(arguments, alone):
     (output,) = launch([sys.executable, "-m", "lightning_meta", *given])
     assert "2 processes" in output
     torch.testing.assert_close(parameters(run), alone, rtol=0, atol=1e-10)
+
+
+def test_two_processes_write_the_results_of_one(tmp_path):
+    """Of every task and class, in the same order, on a number of tasks that two do not divide."""
+    given = [
+        "test", "--config", str(ROOT / "configs/maml/glyphs_5way_1shot.yaml"), "--trainer.accelerator", "cpu",
+        "--trainer.precision", "64-true", "--trainer.enable_progress_bar", "false", "--data.test_tasks", "5",
+        "--data.eval_batch_size", "2", "--data.test_k_shot", "[1, 2]", "--model.network.hidden", "4",
+    ]  # fmt: skip
+    two = ["--config", str(ROOT / "configs/trainer/one_machine.yaml"), "--trainer.devices", "2"]
+    runs = {tmp_path / "one": [], tmp_path / "two": two}
+    for run, more in runs.items():
+        launch([sys.executable, "-m", "lightning_meta", *given, *more, "--trainer.default_root_dir", str(run)])
+    one, two = (run / "results" / "untrained" for run in runs)
+    for name in ("tasks.csv", "classes.csv"):
+        tables = [list(csv.reader((folder / name).open())) for folder in (one, two)]
+        assert len(tables[0]) == 1 + (10 if name == "tasks.csv" else 50)
+        for row, other in zip(*tables, strict=True):
+            assert row[:3] == other[:3]
+            if row[0] != "row":
+                assert [float(value) for value in row[3:]] == pytest.approx([float(value) for value in other[3:]])
+    assert sorted((one / "confusion.csv").read_text()) == sorted((two / "confusion.csv").read_text())
 
 
 def test_torchrun(arguments, alone):

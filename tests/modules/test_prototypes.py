@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_meta import MLP, Conv4, Examples, GlyphsDataModule, ProtoMAMLModule, ProtoNetModule
+from lightning_meta import MLP, Conv4, Examples, GlyphsDataModule, MAMLModule, ProtoMAMLModule, ProtoNetModule
+from lightning_meta.errors import ConfigurationError
 from lightning_meta.functional.prototypes import prototypes, prototypical_head
 from tests.conftest import pairs, relative_error, vector_tasks
 from tests.modules.test_contracts import trainer
+from tests.modules.test_maml import images
 
 
 def test_prototypes_are_class_means_also_with_uneven_classes():
@@ -149,3 +151,14 @@ def test_prototypes_are_made_in_full_precision_under_autocast(kind, way):
             started = module.task_map(run, module.problem(tasks))
             assert all(params["head.weight"].dtype == torch.float32 for params, *_ in started)
     assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def test_tasks_of_any_way_have_as_many_outputs_as_classes(tmp_path):
+    """Whichever batch comes first: a network with a head of its own would be refused with fewer than the largest."""
+    data = images(n_way=(2, 5), k_shot=(1, 3), test_n_way=[3, 5], val_tasks=3, meta_batch_size=1, eval_batch_size=1)
+    run, module = trainer(tmp_path, max_epochs=1), ProtoNetModule(Conv4(5, hidden=4))
+    run.fit(module, data)
+    results = run.test(module, data, verbose=False)
+    assert len(results) == 2
+    with pytest.raises(ConfigurationError, match="The network has 3 outputs, but the tasks have val_n_way"):
+        trainer(tmp_path, max_epochs=1).fit(MAMLModule(Conv4(3, hidden=4), 0.1), data)

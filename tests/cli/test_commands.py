@@ -1,0 +1,146 @@
+"""`compare`, `new`, `adapt` and `classify`, and what `test` and `show` leave."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from lightning_meta import MAMLModule
+from lightning_meta.cli.main import main
+from lightning_meta.errors import CheckpointError, ConfigurationError, DataError, MissingFileError
+from tests.cli.test_main import QUIET, config  # noqa: F401
+from tests.datamodules.test_image_folder import photos
+
+
+def test_test_shows_a_table_and_compare_compares(config, tmp_path, capsys):  # noqa: F811
+    run = str(tmp_path / "run")
+    main(["fit", "--config", str(config), *QUIET])
+    given = ["test", "--config", str(config), *QUIET]
+    main([*given, "--ckpt_path", "best", "--json", str(tmp_path / "best.json")])
+    printed = capsys.readouterr().out
+    assert "way  shot  queries  tasks  query accuracy" in printed
+    assert "DataLoader 0" not in printed  # Lightning's own table
+    main(given)
+    assert {path.name for path in (tmp_path / "run/results").iterdir()} == {"best", "untrained"}
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best["checkpoint"].endswith("best.ckpt")
+    capsys.readouterr()
+    main(["compare", f"{run}/results/untrained", run])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("6 tasks")
+    assert lines[2].startswith(f"{run}/results/untrained")
+    assert lines[3].startswith(f"{run} ")
+    accuracy = best["rows"][0]["metrics"]["query_accuracy"]
+    assert f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f} %" in lines[3]
+    with pytest.raises(ConfigurationError, match="two runs or more"):
+        main(["compare", run])
+    with pytest.raises(MissingFileError, match="holds no results"):
+        main(["compare", run, str(tmp_path)])
+    shutil.move(tmp_path / "run/results/best", tmp_path / "run/results/last")
+    with pytest.raises(ConfigurationError, match="several results"):
+        main(["compare", run, run])
+
+
+def test_show_draws_a_page_beside_the_untrained_network(config, tmp_path):  # noqa: F811
+    main(["fit", "--config", str(config), *QUIET])
+    shown = main(["show", "--config", str(config), *QUIET, "--ckpt_path", "best"])
+    assert (tmp_path / "run/figures/test.png").is_file()
+    (figures,) = [c for c in shown.trainer.callbacks if type(c).__name__ == "TaskFigures"]
+    trained, untrained = (torch.cat([p.flatten() for p in m.parameters()]) for m in (shown.model, figures.untrained))
+    assert not torch.equal(trained, untrained)
+
+
+def test_a_new_project_passes_its_own_test_and_trains(tmp_path):
+    folder = tmp_path / "project"
+    main(["new", str(folder)])
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    for command in (
+        ["pytest", "-q", "-p", "no:cacheprovider"],
+        ["lightning_meta", "fit", "--config", "config.yaml", "--data.steps_per_epoch", "2", *QUIET],
+        ["lightning_meta", "test", "--config", "config.yaml", "--ckpt_path", "best", "--data.test_tasks", "4", *QUIET],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "run/results/best/tasks.csv").is_file()
+    with pytest.raises(ConfigurationError, match="is not empty"):
+        main(["new", str(folder)])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint of a network for photos of colours, and a folder of some of classes of its own."""
+    folder = tmp_path_factory.mktemp("photos")
+    photos(folder / "photos", [f"class{i}" for i in range(12)], each=4)
+    main([
+        "fit", *QUIET, "--trainer.default_root_dir", str(folder / "run"), "--trainer.max_epochs", "1",
+        "--model", "ProtoNetModule", "--model.network", "Conv4", "--model.network.hidden", "8",
+        "--model.network.in_channels", "3", "--model.network.image_size", "16", "--data", "ImageFolderDataModule",
+        "--data.root", str(folder / "photos"), "--data.image_size", "16", "--data.cache", str(folder / "cache"),
+        "--data.n_way", "2", "--data.n_query", "2", "--data.steps_per_epoch", "20", "--data.val_tasks", "4",
+    ])  # fmt: skip
+    for name, colour in (("red", (200, 20, 20)), ("blue", (20, 20, 200))):
+        (folder / "support" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (20 + i, 30), colour).save(folder / "support" / name / f"{i}.png")
+        Image.new("RGB", (40, 30), tuple(int(0.9 * c) for c in colour)).save(folder / f"new_{name}.jpg")
+    return folder
+
+
+def test_adapt_and_classify(trained, tmp_path, capsys):
+    model = str(tmp_path / "model.pt2")
+    checkpoint = str(trained / "run/checkpoints/last.ckpt")
+    main(["adapt", "--ckpt_path", checkpoint, "--support", str(trained / "support"), "--out", model])
+    assert "blue, red" in capsys.readouterr().out
+    main(["classify", "--model", model, str(trained / "new_red.jpg"), str(trained / "support/blue")])
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] for line in lines] == ["red", "blue", "blue"]
+    assert [os.path.basename(line[0]) for line in lines] == ["new_red.jpg", "0.png", "1.png"]
+    assert all(0.5 < float(line[2]) <= 1 for line in lines)
+
+
+def test_adapt_says_what_is_wrong(trained, tmp_path, config):  # noqa: F811
+    checkpoint = str(trained / "run/checkpoints/last.ckpt")
+    support, out = ["--support", str(trained / "support")], ["--out", str(tmp_path / "model.pt2")]
+    with pytest.raises(MissingFileError, match="no such file"):
+        main(["adapt", "--ckpt_path", "nowhere.ckpt", *support, *out])
+    with pytest.raises(MissingFileError, match="There is no folder"):
+        main(["adapt", "--ckpt_path", checkpoint, "--support", str(tmp_path / "nowhere"), *out])
+    (tmp_path / "broken/a").mkdir(parents=True)
+    (tmp_path / "broken/a/photo.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"photo\.png cannot be read"):
+        main(["adapt", "--ckpt_path", checkpoint, "--support", str(tmp_path / "broken"), *out])
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(CheckpointError):
+        main(["adapt", "--ckpt_path", str(tmp_path / "text.ckpt"), *support, *out])
+    main(["fit", "--config", str(config), *QUIET])  # of glyphs, whose size is no option
+    of_glyphs = str(tmp_path / "run/checkpoints/last.ckpt")
+    with pytest.raises(ConfigurationError, match="Give --image_size"):
+        main(["adapt", "--ckpt_path", of_glyphs, *support, *out])
+    main(["adapt", "--ckpt_path", of_glyphs, *support, *out, "--image_size", "28", "--grayscale"])
+    with pytest.raises(DataError, match="no network that was exported"):
+        main(["classify", "--model", str(tmp_path / "text.ckpt"), str(trained / "new_red.jpg")])
+    with pytest.raises(MissingFileError, match="There is no image"):
+        main(["classify", "--model", str(tmp_path / "model.pt2"), "nowhere.jpg"])
+    with pytest.raises(MissingFileError, match="holds no images"):
+        main(["classify", "--model", str(tmp_path / "model.pt2"), str(trained / "support")])
+
+
+def test_more_classes_than_outputs_are_refused(trained, tmp_path):
+    for name in "abcdef":
+        shutil.copytree(trained / "support/red", tmp_path / "six" / name)
+    from lightning_meta import Conv4, GlyphsDataModule
+    from tests.modules.test_maml import trainer
+
+    module = MAMLModule(Conv4(5, hidden=4), 0.1)
+    run = trainer(tmp_path)
+    run.fit(module, GlyphsDataModule(n_way=5, n_query=1, steps_per_epoch=1, val_tasks=1, meta_batch_size=1))
+    run.save_checkpoint(tmp_path / "own.ckpt")
+    with pytest.raises(CheckpointError, match="started from a script"):
+        main(["adapt", "--ckpt_path", str(tmp_path / "own.ckpt"), "--support", str(tmp_path / "six")])
