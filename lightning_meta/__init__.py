@@ -13,6 +13,7 @@ from lightning_meta.datamodules import (
 )
 from lightning_meta.inner import LSLR, SGD, Adam, InnerOptimizer, LSTMOptimizer, MetaCurvature, MetaSGD
 from lightning_meta.models import MLP, ContextMLP, Conv4
+from lightning_meta.models.normalize import Normalize
 from lightning_meta.modules import (
     CAVIAModule,
     IMAMLModule,
@@ -48,6 +49,7 @@ __all__ = [
     "MetaModule",
     "MetaOptNetModule",
     "MetaSGD",
+    "Normalize",
     "OmniglotDataModule",
     "ProtoMAMLModule",
     "ProtoNetModule",

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lightning_meta.errors import ConfigurationError
+from lightning_meta.models.normalize import Normalize, first_layers
 
 Norm = Literal["batch", "instance", "group", "layer", "none"]
 
@@ -37,6 +38,7 @@ class Conv4(nn.Module):
         downsample: How a block halves the resolution.
         norm: `"layer"` normalizes over channels and positions together; `"group"` has groups of up to 8.
         image_size: Height and width of the images; it matters for `"pool"` only.
+        normalize: What to do first to images in [0, 1]: see `Normalize`.
 
     Raises:
         ConfigurationError: `n_way`, `hidden`, `in_channels`, `downsample`, `norm` or `image_size` is not a possible
@@ -56,6 +58,7 @@ class Conv4(nn.Module):
         downsample: Literal["stride", "pool"] = "stride",
         norm: Norm = "batch",
         image_size: int = 28,
+        normalize: Normalize | None = None,
     ) -> None:
         super().__init__()
         counts = {"n_way": n_way, "hidden": hidden, "in_channels": in_channels, "image_size": image_size}
@@ -82,7 +85,7 @@ class Conv4(nn.Module):
             ]
             blocks.append(nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else [])))
         summary = nn.Identity() if pool else nn.AdaptiveAvgPool2d(1)
-        self.body = nn.Sequential(*blocks, summary, nn.Flatten())
+        self.body = nn.Sequential(*first_layers(normalize), *blocks, summary, nn.Flatten())
         self.head = nn.Linear(hidden * (image_size // 16) ** 2 if pool else hidden, n_way)
 
     def forward(self, inputs: Tensor) -> Tensor:

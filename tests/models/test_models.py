@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from lightning_meta import MLP, Conv4
+from lightning_meta import MLP, Conv4, MAMLModule, Normalize
+from lightning_meta.errors import ConfigurationError
+from lightning_meta.testing import check_algorithm
+from tests.conftest import image_tasks
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group", "layer", "none"])
@@ -45,4 +48,43 @@ def test_mlp_of_the_papers():
 )
 def test_impossible_networks_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_normalize_is_a_layer_of_the_network():
+    layer = Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.1])
+    images = torch.rand(4, 3, 16, 16)
+    for channel, (mean, std) in enumerate([(0.5, 0.2), (0.4, 0.3), (0.3, 0.1)]):
+        assert torch.allclose(layer(images)[:, channel], (images[:, channel] - mean) / std)
+    assert torch.allclose(layer.undo(layer(images)), images, atol=1e-6)
+    network = Conv4(3, hidden=4, in_channels=3, normalize=layer)
+    plain = Conv4(3, hidden=4, in_channels=3)
+    learned = [tensor for name, tensor in network.state_dict().items() if not name.endswith(("mean", "std"))]
+    plain.load_state_dict(dict(zip(plain.state_dict(), learned, strict=True)))
+    assert torch.allclose(network(images), plain(layer(images)))
+    loaded = Conv4(3, hidden=4, in_channels=3, normalize=Normalize([0.0] * 3, [1.0] * 3))
+    loaded.load_state_dict(network.state_dict())
+    assert torch.equal(loaded(images), network(images))  # the numbers are saved with the network
+    gray = Normalize([0.5], [0.5])
+    assert torch.allclose(gray(images), images * 2 - 1)
+
+
+def test_a_network_that_normalizes_keeps_what_every_algorithm_keeps():
+    torch.manual_seed(0)
+    network = Conv4(3, hidden=4, in_channels=3, image_size=16, normalize=Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.1]))
+    check_algorithm(MAMLModule(network.double(), inner_lr=0.1, inner_steps=2), image_tasks(channels=3, size=16))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Normalize([0.5], [0.2, 0.3]), "a std for each mean"),
+        (lambda: Normalize([], []), "a std for each mean"),
+        (lambda: Normalize([0.5], [0.0]), "must be positive"),
+        (lambda: Normalize([0.5] * 3, [0.5] * 3)(torch.rand(2, 1, 8, 8)), r"for images \(examples, 3, H, W\)"),
+        (lambda: Conv4(5, normalize=[0.5]), r"normalize must be a layer such as Normalize"),
+    ],
+)
+def test_normalizations_without_a_meaning_are_refused(make, message):
+    with pytest.raises(ConfigurationError, match=message):
         make()
