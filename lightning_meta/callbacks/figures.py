@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.metrics import mean_and_ci95
@@ -120,6 +120,38 @@ def _pixels(*parts: Tensor) -> list[Tensor]:
         return found
     least, size = least.view(-1, 1, 1), (most - least).clamp(min=1e-12).view(-1, 1, 1)
     return [(part - least) / size for part in found]
+
+
+def without_normalization(task: Task, datamodule: Any, split: str = "test") -> Task:
+    """The task as it was before a data module's transforms normalized its images.
+
+    A `Normalize` in the network needs none of this: its inputs are the images.
+
+    Args:
+        task: One task, or a batch of them: images `(..., C, H, W)`.
+        datamodule: Its `transforms` say what was done to support and query examples; none if it has no such attribute.
+        split: The split of the task.
+    """
+    pair = getattr(datamodule, "transforms", {}).get(split, (None, None))
+    return Task(*(_undone(part, transform) for part, transform in zip(task, pair, strict=True)))
+
+
+def _undone(part: Examples, transform: Any) -> Examples:
+    inputs = part.inputs
+    for layer in reversed([step for step in _steps(transform) if _normalizes(step)]):
+        mean, std = (torch.as_tensor(v, dtype=inputs.dtype, device=inputs.device) for v in (layer.mean, layer.std))
+        inputs = inputs * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+        inputs = inputs.clamp(0, 1)  # of rounding
+    return part._replace(inputs=inputs)
+
+
+def _steps(transform: Any) -> list[Any]:
+    inner = list(transform) if isinstance(transform, nn.Sequential) else getattr(transform, "transforms", None)
+    return [transform] if inner is None else [step for each in inner for step in _steps(each)]
+
+
+def _normalizes(layer: Any) -> bool:
+    return type(layer).__name__ == "Normalize" and hasattr(layer, "mean") and hasattr(layer, "std")
 
 
 def _draw(ax: Any, pixels: Tensor, wrong: bool) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_meta.callbacks.figures import draw_adaptation, draw_episode, episode_size
+from lightning_meta.callbacks.figures import draw_adaptation, draw_episode, episode_size, without_normalization
 from lightning_meta.callbacks.results import TaskResults
 from lightning_meta.metrics import RowResult, mean_and_ci95
 from lightning_meta.task import Task, are_classes, map_tensors, number_of_tasks
@@ -98,7 +98,7 @@ class TaskFigures(pl.Callback):
     def _panels(self, trainer: pl.Trainer, module: Any) -> list[Panel]:
         assert self._first is not None
         name = self._metric.replace("_", " ")
-        panels = [*_task_panel(module, self._first)]
+        panels = [*_task_panel(module, self._first, getattr(trainer, "datamodule", None))]
         curves = {label: torch.cat(parts) for label, parts in self._curves.items()}
         if curves[_TRAINED].shape[1] > 1:
             panels.append(((_SMALL, 3.4), lambda part: _draw_curves(part, curves, name)))
@@ -138,13 +138,13 @@ def _page(panels: list[Panel], title: str) -> Any:
     return figure
 
 
-def _task_panel(module: Any, batch: Task) -> list[Panel]:
+def _task_panel(module: Any, batch: Task, datamodule: Any) -> list[Panel]:
     """The first task, if it is of images or of curves."""
     inputs, targets = batch.support.inputs, batch.support.targets
     if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
         return []
-    task = map_tensors(lambda t: t[0].cpu(), batch)
     if are_classes(targets) and inputs.dim() == 5 and inputs.shape[2] in (1, 3):
+        task = without_normalization(map_tensors(lambda t: t[0].cpu(), batch), datamodule)
         predictions = module.predict_step(batch, 0)[0]
         if isinstance(predictions, Tensor) and predictions.dim() == 2:
             rows, columns = episode_size(task)

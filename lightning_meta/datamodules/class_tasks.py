@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lightning_meta.datamodules.arguments import Range, check_sampling
-from lightning_meta.datamodules.labelled import Reader, class_name, targets_of
+from lightning_meta.datamodules.labelled import Reader, class_name, scaled, targets_of
 from lightning_meta.datamodules.sampling import (
     Draw,
     Integers,
@@ -23,6 +23,7 @@ from lightning_meta.datamodules.sampling import (
     places_fixed,
     places_varied,
 )
+from lightning_meta.datamodules.transforms import Transform, Transforms
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.task import Examples, Task, map_tensors
 
@@ -46,6 +47,8 @@ class ClassTasks:
             smaller ones.
         collate: Stacks the inputs of examples that were read one by one: those of a whole batch of tasks in one call,
             first the support sets' and then the query sets', without padding.
+        transform: Of one support example, once uint8 images are floats in [0, 1]: see `Transforms`.
+        query_transform: The same of a query example.
 
     Raises:
         ArgumentTypeError: A number is of another kind.
@@ -72,6 +75,8 @@ class ClassTasks:
         balanced: bool = True,
         min_examples: int | None = None,
         collate: Callable[[list[Any]], Any] = default_collate,
+        transform: Transform | None = None,
+        query_transform: Transform | None = None,
     ) -> None:
         check_sampling(balanced, min_examples)
         self.dataset = dataset
@@ -91,6 +96,7 @@ class ClassTasks:
         self._first = np.concatenate([[0], np.cumsum(sizes)[:-1]])[used].astype(np.int64)
         self._labels, self._sizes = labels[used], sizes[used].astype(np.int64)
         self._reader = Reader(dataset, split, collate, seed)
+        self._transforms = Transforms(transform, query_transform, split, seed)
         self._check()
 
     def _check(self) -> None:
@@ -134,9 +140,10 @@ class ClassTasks:
     def to(self, device: torch.device) -> "ClassTasks":
         """The same tasks with the data on a device, if it is one tensor and takes a quarter of what is free there.
 
-        So a batch needs to send its examples' positions only, and uint8 images are converted on the device.
+        So a batch needs to send its examples' positions only, and uint8 images are converted on the device. Random
+        transforms, which are seeded on the CPU, keep it there.
         """
-        reader = self._reader.to(device)
+        reader = self._reader if self._transforms.is_random else self._reader.to(device)
         if reader is self._reader:
             return self
         moved = copy.copy(self)
@@ -185,6 +192,8 @@ class ClassTasks:
         draw, found = self._drawn(numbers)
         parts = places_fixed(found, self.shape.shots[0]) if self._fixed else places_varied(draw, found)
         inputs = self._reader.read(parts, numbers)
+        if self._transforms:
+            inputs = self._transforms([scaled(each, self.dataset) for each in inputs], parts, numbers)
         support, query = (self._examples(*pair) for pair in zip(parts, inputs, strict=True))
         return Task(support, query)
 

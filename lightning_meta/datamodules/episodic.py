@@ -20,6 +20,7 @@ from lightning_meta.datamodules.arguments import (
 from lightning_meta.datamodules.base import TaskDataModule
 from lightning_meta.datamodules.class_tasks import ClassTasks
 from lightning_meta.datamodules.labelled import SameNames, check_disjoint, scale_inputs
+from lightning_meta.datamodules.transforms import Transform, check_transform
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.task import Task, TaskDistribution
 
@@ -60,6 +61,10 @@ class EpisodicDataModule(TaskDataModule):
         balanced: Whether classes of a task have equal shots; if not, they are drawn as in Meta-Dataset, up to k_shot.
         min_examples: Use classes with at least that many examples, even if that is below k_shot + n_query.
         same_names: Whether classes of one name in two splits are refused, or `different` ones, like folders 0, 1, ...
+        train_transform: Of each training example: torchvision's v2, or any function of one image; see `Transforms`.
+        train_query_transform: Of the query examples in training, if those get another one.
+        eval_transform: Of each example in validation and test; what is random in it is the same in every run.
+        eval_query_transform: Of the query examples in validation and test, if those get another one.
 
     Raises:
         ArgumentTypeError: At construction, a value is of another kind.
@@ -95,6 +100,10 @@ class EpisodicDataModule(TaskDataModule):
         balanced: bool = True,
         min_examples: int | None = None,
         same_names: SameNames = "refuse",
+        train_transform: Callable[[Any], Any] | None = None,
+        train_query_transform: Callable[[Any], Any] | None = None,
+        eval_transform: Callable[[Any], Any] | None = None,
+        eval_query_transform: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(
             meta_batch_size=meta_batch_size,
@@ -116,6 +125,12 @@ class EpisodicDataModule(TaskDataModule):
         self.balanced = balanced
         self.min_examples = min_examples
         self.same_names: SameNames = same_names
+        self.transforms: dict[str, tuple[Transform | None, Transform | None]] = {
+            "train": (train_transform, train_query_transform or train_transform),
+            "val": (eval_transform, eval_query_transform or eval_transform),
+            "test": (eval_transform, eval_query_transform or eval_transform),
+        }
+        """The transforms of the support and of the query examples of each split."""
         if same_names not in get_args(SameNames):
             raise ConfigurationError(f"same_names must be 'refuse' or 'different', got {same_names!r}.")
         for prefix, check in (("", check_range), ("val_", check_range), ("test_", check_ranges)):
@@ -123,6 +138,13 @@ class EpisodicDataModule(TaskDataModule):
                 check(name, getattr(self, name))
             check_number(f"{prefix}n_query", getattr(self, f"{prefix}n_query"))
         check_sampling(balanced, min_examples)
+        for name, transform in (
+            ("train_transform", train_transform),
+            ("train_query_transform", train_query_transform),
+            ("eval_transform", eval_transform),
+            ("eval_query_transform", eval_query_transform),
+        ):
+            check_transform(name, transform)
         if isinstance(self.test_n_way, list) or isinstance(self.test_k_shot, list):
             self.test_rows = [row_name(*row) for row in rows(self.test_n_way, self.test_k_shot)]
 
@@ -163,6 +185,7 @@ class EpisodicDataModule(TaskDataModule):
             self.balanced,
             self.min_examples,
             self._picklable_collate(),
+            *self.transforms[split],
         )
 
     def configure_rows(self, tasks: TaskDistribution) -> Sequence[TaskDistribution]:

@@ -1,5 +1,8 @@
 """The embedded data set: characters drawn from a seed."""
 
+from collections.abc import Callable
+from typing import Any
+
 from lightning_meta.datamodules.episodic import EpisodicDataModule
 from lightning_meta.datasets.glyphs import glyphs
 from lightning_meta.errors import ConfigurationError
@@ -34,6 +37,10 @@ class GlyphsDataModule(EpisodicDataModule):
         test_n_query: Query examples of each class in tests.
         balanced: Whether classes of a task have equal shots; if not, they are drawn as in Meta-Dataset, up to k_shot.
         min_examples: Use classes with at least that many examples, even if that is below k_shot + n_query.
+        train_transform: Of each training example: torchvision's v2, or any function of one image; see `Transforms`.
+        train_query_transform: Of the query examples in training, if those get another one.
+        eval_transform: Of each example in validation and test; what is random in it is the same in every run.
+        eval_query_transform: Of the query examples in validation and test, if those get another one.
 
     Raises:
         ArgumentTypeError: At construction, a value is of another kind.
@@ -72,6 +79,10 @@ class GlyphsDataModule(EpisodicDataModule):
         test_n_query: int | None = None,
         balanced: bool = True,
         min_examples: int | None = None,
+        train_transform: Callable[[Any], Any] | None = None,
+        train_query_transform: Callable[[Any], Any] | None = None,
+        eval_transform: Callable[[Any], Any] | None = None,
+        eval_query_transform: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(
             n_way=n_way,
@@ -92,6 +103,10 @@ class GlyphsDataModule(EpisodicDataModule):
             test_n_query=test_n_query,
             balanced=balanced,
             min_examples=min_examples,
+            train_transform=train_transform,
+            train_query_transform=train_query_transform,
+            eval_transform=eval_transform,
+            eval_query_transform=eval_query_transform,
         )
         self.classes = {"train": train_classes, "val": val_classes, "test": test_classes}
         self.glyphs_seed = glyphs_seed

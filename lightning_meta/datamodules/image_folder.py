@@ -1,6 +1,7 @@
 """Your own images: folders of classes, or a table that names them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -64,6 +65,10 @@ class ImageFolderDataModule(EpisodicDataModule):
         balanced: Whether classes of a task have equal shots; if not, they are drawn as in Meta-Dataset, up to k_shot.
         min_examples: Use classes with at least that many examples, even if that is below k_shot + n_query.
         same_names: Whether classes of one name in two splits are refused, or `different` ones, like folders 0, 1, ...
+        train_transform: Of each training example: torchvision's v2, or any function of one image; see `Transforms`.
+        train_query_transform: Of the query examples in training, if those get another one.
+        eval_transform: Of each example in validation and test; what is random in it is the same in every run.
+        eval_query_transform: Of the query examples in validation and test, if those get another one.
 
     Raises:
         ArgumentTypeError: At construction, a value is of another kind.
@@ -103,6 +108,10 @@ class ImageFolderDataModule(EpisodicDataModule):
         balanced: bool = True,
         min_examples: int | None = None,
         same_names: SameNames = "refuse",
+        train_transform: Callable[[Any], Any] | None = None,
+        train_query_transform: Callable[[Any], Any] | None = None,
+        eval_transform: Callable[[Any], Any] | None = None,
+        eval_query_transform: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(
             n_way=n_way,
@@ -124,6 +133,10 @@ class ImageFolderDataModule(EpisodicDataModule):
             balanced=balanced,
             min_examples=min_examples,
             same_names=same_names,
+            train_transform=train_transform,
+            train_query_transform=train_query_transform,
+            eval_transform=eval_transform,
+            eval_query_transform=eval_query_transform,
         )
         check_number("image_size", image_size)
         check_number("split_seed", split_seed, 0, 2**64)

@@ -209,19 +209,24 @@ def scale_inputs(tasks: Task, dataset: Dataset[Any] | None) -> Task:
     Raises:
         ArgumentTypeError: `scale` is neither a number nor `None`.
     """
-    base = None if dataset is None else base_of(dataset)
-
-    def scaled(inputs: Any) -> Any:
-        if not isinstance(inputs, Tensor) or inputs.dtype != torch.uint8:
-            return inputs
-        scale = getattr(base, "scale", image_scale(inputs.flatten(0, 1)))
-        if not isinstance(scale, int | float | None):
-            raise ArgumentTypeError(f"{type(base).__name__}.scale must be a number or None, got {scale!r}.")
-        # Divided, so that a byte / 255 is rounded once.
-        return inputs if scale is None else inputs.float().div_(1 / scale)
-
-    support, query = (part._replace(inputs=scaled(part.inputs)) for part in tasks)
+    support, query = (part._replace(inputs=scaled(part.inputs, dataset, examples_dims=2)) for part in tasks)
     return Task(support, query)
+
+
+def scaled(inputs: Any, dataset: Dataset[Any] | None, examples_dims: int = 1) -> Any:
+    """What `scale_inputs` makes of inputs whose first `examples_dims` dimensions count examples.
+
+    Raises:
+        ArgumentTypeError: `scale` is neither a number nor `None`.
+    """
+    if not isinstance(inputs, Tensor) or inputs.dtype != torch.uint8:
+        return inputs
+    base = None if dataset is None else base_of(dataset)
+    scale = getattr(base, "scale", image_scale(inputs.flatten(0, examples_dims - 1)))
+    if not isinstance(scale, int | float | None):
+        raise ArgumentTypeError(f"{type(base).__name__}.scale must be a number or None, got {scale!r}.")
+    # Divided, so that a byte / 255 is rounded once.
+    return inputs if scale is None else inputs.float().div_(1 / scale)
 
 
 def class_name(dataset: Dataset[Any], label: int) -> str:

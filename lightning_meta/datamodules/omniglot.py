@@ -1,7 +1,8 @@
 """Omniglot."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_meta.datamodules.episodic import EpisodicDataModule
 from lightning_meta.datasets import omniglot
@@ -40,6 +41,10 @@ class OmniglotDataModule(EpisodicDataModule):
         test_n_query: Query examples of each class in tests.
         balanced: Whether classes of a task have equal shots; if not, they are drawn as in Meta-Dataset, up to k_shot.
         min_examples: Use classes with at least that many examples, even if that is below k_shot + n_query.
+        train_transform: Of each training example: torchvision's v2, or any function of one image; see `Transforms`.
+        train_query_transform: Of the query examples in training, if those get another one.
+        eval_transform: Of each example in validation and test; what is random in it is the same in every run.
+        eval_query_transform: Of the query examples in validation and test, if those get another one.
 
     Raises:
         ArgumentTypeError: At construction, a value is of another kind.
@@ -74,6 +79,10 @@ class OmniglotDataModule(EpisodicDataModule):
         test_n_query: int | None = None,
         balanced: bool = True,
         min_examples: int | None = None,
+        train_transform: Callable[[Any], Any] | None = None,
+        train_query_transform: Callable[[Any], Any] | None = None,
+        eval_transform: Callable[[Any], Any] | None = None,
+        eval_query_transform: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(
             n_way=n_way,
@@ -94,6 +103,10 @@ class OmniglotDataModule(EpisodicDataModule):
             test_n_query=test_n_query,
             balanced=balanced,
             min_examples=min_examples,
+            train_transform=train_transform,
+            train_query_transform=train_query_transform,
+            eval_transform=eval_transform,
+            eval_query_transform=eval_query_transform,
         )
         if split not in ("random", "alphabet"):
             raise ConfigurationError(f"split must be 'random' or 'alphabet', got {split!r}.")

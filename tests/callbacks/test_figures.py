@@ -1,11 +1,16 @@
 """Figures."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from matplotlib.image import imread
+from torch import nn
+from torchvision.transforms import v2
 
-from lightning_meta import Examples, Task
+from lightning_meta import Examples, Normalize, Task
 from lightning_meta.callbacks import plot_adaptation, plot_episode
+from lightning_meta.callbacks.figures import without_normalization
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.task import map_tensors
 from tests.conftest import image_tasks
@@ -82,3 +87,21 @@ def test_normalized_images_keep_their_colours(tmp_path):
         plot_episode(task, tmp_path / f"{name}.png")
     one, other = (imread(tmp_path / f"{name}.png") for name in ("plain", "normalized"))
     assert abs(one - other).max() < 0.01
+
+
+def test_what_a_data_modules_transform_normalized_is_undone(tmp_path):
+    """Exactly: scaling by the range of values would not have these colours back."""
+    plain = map_tensors(lambda t: t[0], image_tasks(tasks=1, channels=3, dtype=torch.float32))
+    plain = Task(*(part._replace(inputs=part.inputs.sigmoid() * 0.5 + 0.2) for part in plain))
+    normalize = v2.Compose([nn.Identity(), v2.Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.1])])
+    support = plain.support._replace(inputs=normalize(plain.support.inputs))
+    data = SimpleNamespace(transforms={"test": (normalize, None)})
+    found = without_normalization(Task(support, plain.query), data)
+    assert torch.allclose(found.support.inputs, plain.support.inputs, atol=1e-6)
+    assert torch.equal(found.query.inputs, plain.query.inputs)
+    assert without_normalization(plain, None) == plain
+    layer = Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.1])
+    data = SimpleNamespace(transforms={"test": (nn.Sequential(layer), layer)})
+    both = Task(*(part._replace(inputs=layer(part.inputs)) for part in plain))
+    for part, expected in zip(without_normalization(both, data), plain, strict=True):
+        assert torch.allclose(part.inputs, expected.inputs, atol=1e-6)
