@@ -12,7 +12,7 @@ from lightning_meta.datamodules import (
     class_split,
 )
 from lightning_meta.inner import LSLR, SGD, Adam, InnerOptimizer, LSTMOptimizer, MetaCurvature, MetaSGD
-from lightning_meta.models import MLP, ContextMLP, Conv4
+from lightning_meta.models import MLP, WRN28_10, ContextMLP, Conv4, ResNet12
 from lightning_meta.models.normalize import Normalize
 from lightning_meta.modules import (
     CAVIAModule,
@@ -32,6 +32,7 @@ __all__ = [
     "LSLR",
     "MLP",
     "SGD",
+    "WRN28_10",
     "Adam",
     "CAVIAModule",
     "ContextMLP",
@@ -55,6 +56,7 @@ __all__ = [
     "ProtoNetModule",
     "R2D2Module",
     "ReptileModule",
+    "ResNet12",
     "RunCheckpoint",
     "SinusoidDataModule",
     "Task",
