@@ -12,7 +12,7 @@ from lightning_meta.datamodules import (
     class_split,
 )
 from lightning_meta.inner import LSLR, SGD, Adam, InnerOptimizer, LSTMOptimizer, MetaCurvature, MetaSGD
-from lightning_meta.models import MLP, WRN28_10, ContextMLP, Conv4, ResNet12
+from lightning_meta.models import MLP, WRN28_10, Backbone, ContextMLP, Conv4, ResNet12
 from lightning_meta.models.normalize import Normalize
 from lightning_meta.modules import (
     CAVIAModule,
@@ -34,6 +34,7 @@ __all__ = [
     "SGD",
     "WRN28_10",
     "Adam",
+    "Backbone",
     "CAVIAModule",
     "ContextMLP",
     "Conv4",
