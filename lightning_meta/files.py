@@ -2,7 +2,14 @@
 
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_meta.errors import DataError
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -28,6 +35,46 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     except BaseException:
         os.unlink(file.name)
         raise
+
+
+@contextmanager
+def new_array(target: Path, shape: Sequence[int], dtype: Any, what: str) -> Iterator[np.ndarray[Any, Any]]:
+    """A memory map to fill, that is put into place afterwards: whole or not at all.
+
+    Args:
+        target: The `.npy` file; its folder is made.
+        shape: Of the array.
+        dtype: Of the array.
+        what: What to call the array in errors.
+
+    Raises:
+        DataError: There is no room for it, or it cannot be written.
+    """
+    temporary = None
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".npy")
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and would end the process later
+            os.posix_fallocate(handle, 0, 128 + size)
+        os.close(handle)
+        array = np.lib.format.open_memmap(temporary, "w+", dtype, tuple(shape))
+        yield array
+        array.flush()
+        os.replace(temporary, target)
+    except OSError as error:
+        raise DataError(
+            f"{what}, {size / 2**20:.0f} MiB, cannot be written to {target.parent}: {error.strerror or error}. Make "
+            "room, or give another folder as cache."
+        ) from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def cache_folder() -> Path:
+    """Where what can be computed again is kept if no other folder is given."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_meta"
 
 
 def keep(path: Path) -> Path:

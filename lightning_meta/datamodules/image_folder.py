@@ -1,18 +1,21 @@
 """Your own images: folders of classes, or a table that names them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 from torch.utils.data import Dataset
 
 from lightning_meta.datamodules.arguments import check_number
 from lightning_meta.datamodules.episodic import EpisodicDataModule
 from lightning_meta.datamodules.labelled import SameNames, base_of
 from lightning_meta.datamodules.splits import class_split
+from lightning_meta.datamodules.transforms import Transform
+from lightning_meta.datasets.features import encode_images
 from lightning_meta.datasets.image_folder import (
     SPLITS,
     ImageFiles,
@@ -22,7 +25,7 @@ from lightning_meta.datasets.image_folder import (
     list_table,
     load_images,
 )
-from lightning_meta.errors import ConfigurationError
+from lightning_meta.errors import ArgumentTypeError, ConfigurationError
 from lightning_meta.files import write_atomically
 from lightning_meta.task import Task
 
@@ -46,6 +49,7 @@ class ImageFolderDataModule(EpisodicDataModule):
         table: A CSV with the columns path (relative to `root`), label and, if there are splits, split.
         on_unreadable: Whether images that cannot be read are an error that names them (`raise`), or left out (`skip`).
         cache: The folder of the memory maps; `lightning_meta` in the user's folder of caches if `None`.
+        backbone: A frozen network: its features, computed once and cached, take the place of the images.
         n_way: Classes in a task, or a range [smallest, largest].
         k_shot: Support examples of each class, or a range.
         n_query: Query examples of each class.
@@ -88,6 +92,7 @@ class ImageFolderDataModule(EpisodicDataModule):
         table: str | None = None,
         on_unreadable: OnUnreadable = "raise",
         cache: str | None = None,
+        backbone: nn.Module | None = None,
         n_way: int | tuple[int, int] = 5,
         k_shot: int | tuple[int, int] = 1,
         n_query: int = 15,
@@ -148,6 +153,7 @@ class ImageFolderDataModule(EpisodicDataModule):
         self.table = None if table is None else Path(table).expanduser()
         self.on_unreadable: OnUnreadable = on_unreadable
         self.cache = None if cache is None else Path(cache).expanduser()
+        self.backbone = check_backbone(backbone, self.transforms)
         self.split_classes: dict[str, list[str]] = {}
         """The classes of each split, once `setup` has run."""
         self._written = False
@@ -172,16 +178,18 @@ class ImageFolderDataModule(EpisodicDataModule):
 
     def _load(self) -> dict[str, Dataset[Any]]:
         """The images of each split; of `""` where splits are not told."""
-        found = {}
+        found: dict[str, Dataset[Any]] = {}
         for split, files in self._files().items():
             name = f"{split} images" if split else "images"
             found[split], unreadable = load_images(
                 files, self.image_size, grayscale=self.grayscale, on_unreadable=self.on_unreadable, cache=self.cache,
                 name=name,
             )  # fmt: skip
+            if self.backbone is not None:
+                found[split] = encode_images(found[split], self.backbone, cache=self.cache, name=name)
             if unreadable:
                 rank_zero_info(f"{name}: {len(unreadable)} cannot be read and are left out: {', '.join(unreadable)}.")
-        return found  # type: ignore[return-value]
+        return found
 
     def _files(self) -> dict[str, ImageFiles]:
         if self.table is not None:
@@ -200,3 +208,24 @@ class ImageFolderDataModule(EpisodicDataModule):
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "classes.json", json.dumps(self.split_classes, indent=1).encode())
         return super().on_after_batch_transfer(batch, dataloader_idx)
+
+
+def check_backbone(
+    backbone: nn.Module | None, transforms: Mapping[str, tuple[Transform | None, Transform | None]]
+) -> nn.Module | None:
+    """Refuse a backbone that cannot be run once for all.
+
+    Raises:
+        ArgumentTypeError: It is not an `nn.Module`.
+        ConfigurationError: Images would have to be transformed before it.
+    """
+    if backbone is None:
+        return None
+    if not isinstance(backbone, nn.Module):
+        raise ArgumentTypeError(f"backbone must be an nn.Module, got {backbone!r}.")
+    if any(transform is not None for pair in transforms.values() for transform in pair):
+        raise ConfigurationError(
+            "The features of a backbone are computed once, so that transforms of images have no effect. Leave out "
+            "either backbone= or the transforms; a network with a frozen backbone takes transformed images."
+        )
+    return backbone

@@ -23,6 +23,7 @@ class ClassDataset(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         scale: The factor; `None` where inputs stay as they are.
+        key: What tells the inputs from all others, in the names of cached files; of their bytes where it is `None`.
 
     Raises:
         ConfigurationError: Lengths differ, targets are not integers, a target has no name, or `scale` is not positive
@@ -57,6 +58,7 @@ class ClassDataset(Dataset[tuple[Tensor, int]]):
                 f"scale must be a positive number, for inputs of torch.uint8, got {scale} for {inputs.dtype}."
             )
         self.inputs = inputs
+        self.key: str | None = None
         self.classes = None if classes is None else list(classes)
         self.scale = image_scale(inputs) if scale is None else scale
 

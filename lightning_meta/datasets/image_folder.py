@@ -4,10 +4,8 @@ import csv
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +17,7 @@ from tqdm import tqdm
 
 from lightning_meta.datasets.class_dataset import ClassDataset
 from lightning_meta.errors import ConfigurationError, DataError, MissingFileError, first_line
-from lightning_meta.files import write_atomically
+from lightning_meta.files import cache_folder, new_array, write_atomically
 
 OnUnreadable = Literal["raise", "skip"]
 
@@ -175,12 +173,8 @@ def load_images(
             "them, or leave them out by on_unreadable='skip'."
         )
     data = ClassDataset(torch.from_numpy(np.load(target, mmap_mode="c")), files.targets, files.classes)
+    data.key = target.stem
     return Subset(data, [i for i, path in enumerate(files.paths) if str(path) not in unreadable]), unreadable
-
-
-def cache_folder() -> Path:
-    """Where memory maps are kept if no other folder is given."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_meta"
 
 
 def _key(files: ImageFiles, shape: tuple[int, ...]) -> str:
@@ -205,38 +199,9 @@ def _decode(files: ImageFiles, shape: tuple[int, ...], target: Path, about: Path
         except Exception as error:  # whatever a broken file makes a decoder raise
             unreadable[str(path)] = first_line(error)
 
-    with _new_map(target, shape) as images, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with new_array(target, shape, np.uint8, "The decoded images") as images, ThreadPoolExecutor(os.cpu_count()) as pool:
         places = range(len(files.paths))
         found = pool.map(decode, places)
         for _ in tqdm(found, f"Decoding {name}", len(places), unit="image", disable=len(places) < _SHOWN):
             pass
         write_atomically(about, json.dumps(unreadable, indent=1).encode())
-
-
-@contextmanager
-def _new_map(target: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-    """A memory map to fill, that is put into place afterwards.
-
-    Raises:
-        DataError: There is no room for it, or it cannot be written.
-    """
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".npy")
-        header = 128 + int(np.prod(shape))
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and would end the process later
-            os.posix_fallocate(handle, 0, header)
-        os.close(handle)
-        images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-        yield images
-        images.flush()
-        os.replace(temporary, target)
-    except OSError as error:
-        raise DataError(
-            f"The decoded images, {np.prod(shape) / 2**20:.0f} MiB, cannot be written to {target.parent}: "
-            f"{error.strerror or error}. Make room, or give another folder as cache."
-        ) from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
