@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from torch.utils.data import Dataset, default_collate
+from typing_extensions import Self
 
 from lightning_meta.datamodules.arguments import (
     Range,
@@ -20,6 +21,7 @@ from lightning_meta.datamodules.arguments import (
 from lightning_meta.datamodules.base import TaskDataModule
 from lightning_meta.datamodules.class_tasks import ClassTasks
 from lightning_meta.datamodules.labelled import SameNames, check_disjoint, scale_inputs
+from lightning_meta.datamodules.splits import class_split
 from lightning_meta.datamodules.transforms import Transform, check_transform
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.task import Task, TaskDistribution
@@ -147,6 +149,33 @@ class EpisodicDataModule(TaskDataModule):
             check_transform(name, transform)
         if isinstance(self.test_n_way, list) or isinstance(self.test_k_shot, list):
             self.test_rows = [row_name(*row) for row in rows(self.test_n_way, self.test_k_shot)]
+
+    @classmethod
+    def from_dataset(
+        cls, dataset: Dataset[Any], fractions: Sequence[float] = (0.6, 0.2, 0.2), split_seed: int = 0, **options: Any
+    ) -> Self:
+        """Tasks of one labelled data set, whose classes are divided into train, val and test by `class_split`.
+
+        Args:
+            dataset: A map-style data set with an integer `targets` sequence.
+            fractions: The part of the classes that each split gets; with 0 there is no such split.
+            split_seed: Another seed, other classes in each split.
+            options: Those of the constructor, such as `n_way`.
+
+        Raises:
+            ConfigurationError: There are not three parts, or the classes cannot be divided so.
+
+        Example:
+            >>> from lightning_meta.datasets import glyphs
+            >>> data = EpisodicDataModule.from_dataset(glyphs(range(20)), [0.5, 0.25, 0.25], n_way=5, k_shot=1)
+            >>> data.setup()
+            >>> {split: len(part) for split, part in data.datasets.items()}
+            {'train': 200, 'val': 100, 'test': 100}
+        """
+        if len(fractions) != 3:
+            raise ConfigurationError(f"fractions must be the parts of train, val and test, got {fractions!r}.")
+        parts = [part if len(part) else None for part in class_split(dataset, fractions, split_seed)]
+        return cls(train_dataset=parts[0], val_dataset=parts[1], test_dataset=parts[2], **options)
 
     @property
     def largest_way(self) -> int:

@@ -20,6 +20,7 @@ from lightning_meta import (
     OmniglotDataModule,
     SinusoidDataModule,
     Task,
+    class_split,
 )
 from lightning_meta.datamodules import ClassTasks, TaskDataModule
 from lightning_meta.datasets import ClassDataset
@@ -426,3 +427,20 @@ def test_finish_follows_the_data_set_of_each_split():
     ]:
         data.trainer.state.stage = stage
         assert data.on_after_batch_transfer(raw, 0).query.inputs.unique().tolist() == [expected]
+
+
+def test_one_data_set_is_divided_by_its_classes():
+    """`tests/datamodules/test_image_folder.py` has the rules of the division."""
+    whole = ClassDataset(torch.arange(60.0)[:, None], torch.arange(12).repeat_interleave(5))
+    data = EpisodicDataModule.from_dataset(whole, [0.5, 0.25, 0.25], 3, n_way=2, n_query=2, meta_batch_size=2)
+    data.setup()
+    expected = class_split(whole, [0.5, 0.25, 0.25], 3)
+    assert [list(part.indices) for part in data.datasets.values()] == [part.indices for part in expected]
+    assert set((next(iter(data.train_dataloader())).query.inputs.flatten() // 5).tolist()) <= {
+        int(whole.targets[i]) for i in expected[0].indices
+    }
+    alone = EpisodicDataModule.from_dataset(whole, [1.0, 0.0, 0.0], n_way=2, n_query=2)
+    alone.setup()
+    assert alone.val_dataloader() == []
+    with pytest.raises(ConfigurationError, match=r"parts of train, val and test, got \[0\.5, 0\.5\]"):
+        EpisodicDataModule.from_dataset(whole, [0.5, 0.5])
