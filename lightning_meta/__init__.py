@@ -3,12 +3,17 @@
 from lightning_meta.__about__ import __version__
 from lightning_meta.callbacks import RunCheckpoint
 from lightning_meta.datamodules import (
+    CIFARFSDataModule,
     EpisodicDataModule,
+    FC100DataModule,
+    FineGrainedDataModule,
     GlyphsDataModule,
     ImageFolderDataModule,
+    MiniImageNetDataModule,
     OmniglotDataModule,
     SinusoidDataModule,
     TaskDataModule,
+    TieredImageNetDataModule,
     class_split,
 )
 from lightning_meta.inner import LSLR, SGD, Adam, InnerOptimizer, LSTMOptimizer, MetaCurvature, MetaSGD
@@ -36,10 +41,13 @@ __all__ = [
     "Adam",
     "Backbone",
     "CAVIAModule",
+    "CIFARFSDataModule",
     "ContextMLP",
     "Conv4",
     "EpisodicDataModule",
     "Examples",
+    "FC100DataModule",
+    "FineGrainedDataModule",
     "GlyphsDataModule",
     "IMAMLModule",
     "ImageFolderDataModule",
@@ -51,6 +59,7 @@ __all__ = [
     "MetaModule",
     "MetaOptNetModule",
     "MetaSGD",
+    "MiniImageNetDataModule",
     "Normalize",
     "OmniglotDataModule",
     "ProtoMAMLModule",
@@ -63,6 +72,7 @@ __all__ = [
     "Task",
     "TaskDataModule",
     "TaskDistribution",
+    "TieredImageNetDataModule",
     "__version__",
     "class_split",
     "stack_tasks",

@@ -1,7 +1,7 @@
 """Your own images: folders of classes, or a table that names them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 
 from lightning_meta.datamodules.arguments import check_number
 from lightning_meta.datamodules.episodic import EpisodicDataModule
+from lightning_meta.datamodules.field_images import check_backbone
 from lightning_meta.datamodules.labelled import SameNames, base_of
 from lightning_meta.datamodules.splits import class_split
-from lightning_meta.datamodules.transforms import Transform
 from lightning_meta.datasets.features import encode_images
 from lightning_meta.datasets.image_folder import (
     SPLITS,
@@ -25,7 +25,7 @@ from lightning_meta.datasets.image_folder import (
     list_table,
     load_images,
 )
-from lightning_meta.errors import ArgumentTypeError, ConfigurationError
+from lightning_meta.errors import ConfigurationError
 from lightning_meta.files import write_atomically
 from lightning_meta.task import Task
 
@@ -208,24 +208,3 @@ class ImageFolderDataModule(EpisodicDataModule):
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "classes.json", json.dumps(self.split_classes, indent=1).encode())
         return super().on_after_batch_transfer(batch, dataloader_idx)
-
-
-def check_backbone(
-    backbone: nn.Module | None, transforms: Mapping[str, tuple[Transform | None, Transform | None]]
-) -> nn.Module | None:
-    """Refuse a backbone that cannot be run once for all.
-
-    Raises:
-        ArgumentTypeError: It is not an `nn.Module`.
-        ConfigurationError: Images would have to be transformed before it.
-    """
-    if backbone is None:
-        return None
-    if not isinstance(backbone, nn.Module):
-        raise ArgumentTypeError(f"backbone must be an nn.Module, got {backbone!r}.")
-    if any(transform is not None for pair in transforms.values() for transform in pair):
-        raise ConfigurationError(
-            "The features of a backbone are computed once, so that transforms of images have no effect. Leave out "
-            "either backbone= or the transforms; a network with a frozen backbone takes transformed images."
-        )
-    return backbone

@@ -79,12 +79,13 @@ def list_splits(root: Path) -> dict[str, ImageFiles]:
     return {split: list_folders(root / split) for split in SPLITS if (root / split).is_dir()}
 
 
-def list_table(table: Path, root: Path) -> dict[str, ImageFiles]:
+def list_table(table: Path, root: Path, column: str = "path") -> dict[str, ImageFiles]:
     """The images that a CSV names, of each split if it has a column `split`, else as `""`.
 
     Args:
-        table: A file whose first line names its columns, `path` and `label` among them.
+        table: A file whose first line names its columns, that of the paths and `label` among them.
         root: What relative paths are relative to.
+        column: The name of the column of the paths.
 
     Raises:
         MissingFileError: There is no such file.
@@ -95,14 +96,16 @@ def list_table(table: Path, root: Path) -> dict[str, ImageFiles]:
     with table.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
-        if not {"path", "label"} <= set(columns):
-            raise ConfigurationError(f"{table} needs the columns path and label; its first line has {list(columns)}.")
+        if not {column, "label"} <= set(columns):
+            raise ConfigurationError(
+                f"{table} needs the columns {column} and label; its first line has {list(columns)}."
+            )
         found: dict[str, dict[str, list[Path]]] = {}
         for row in reader:
             split = (row.get("split") or "").strip()
             if split not in ("", *SPLITS):
                 raise ConfigurationError(f"{table}, line {reader.line_num}: split {split!r} is not train, val or test.")
-            found.setdefault(split, {}).setdefault(row["label"], []).append(root / row["path"])
+            found.setdefault(split, {}).setdefault(row["label"], []).append(root / row[column])
     return {split: _by_class(dict(sorted(classes.items())), table) for split, classes in found.items()}
 
 
@@ -118,6 +121,15 @@ def read_image(path: Path, size: int, grayscale: bool) -> np.ndarray[Any, np.dty
         file.draft("L" if grayscale else "RGB", (2 * size, 2 * size))  # JPEG decodes smaller images faster
         image: Image.Image = ImageOps.exif_transpose(file)
         image.load()
+    return fitted(image, size, grayscale)
+
+
+def fitted(image: Image.Image, size: int, grayscale: bool = False) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """An image that is read and upright as `(C, size, size)` uint8: see `read_image`.
+
+    Raises:
+        OSError: It is one of floats.
+    """
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
         is_16_bit = image.mode.startswith("I;16") or values.max() > 255

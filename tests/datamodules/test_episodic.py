@@ -13,13 +13,18 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import Subset, TensorDataset
 
 from lightning_meta import (
+    CIFARFSDataModule,
     EpisodicDataModule,
     Examples,
+    FC100DataModule,
+    FineGrainedDataModule,
     GlyphsDataModule,
     ImageFolderDataModule,
+    MiniImageNetDataModule,
     OmniglotDataModule,
     SinusoidDataModule,
     Task,
+    TieredImageNetDataModule,
     class_split,
 )
 from lightning_meta.datamodules import ClassTasks, TaskDataModule
@@ -158,9 +163,11 @@ def test_ranges_and_lists_on_the_command_line():
     assert made.hparams["n_way"] == (5, 20)
 
 
-MODULES = [
-    EpisodicDataModule, GlyphsDataModule, ImageFolderDataModule, OmniglotDataModule, SinusoidDataModule, TaskDataModule,
+FIELD = [
+    CIFARFSDataModule, FC100DataModule, FineGrainedDataModule, GlyphsDataModule, ImageFolderDataModule,
+    MiniImageNetDataModule, OmniglotDataModule, TieredImageNetDataModule,
 ]  # fmt: skip
+MODULES = [*FIELD, EpisodicDataModule, SinusoidDataModule, TaskDataModule]
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -174,7 +181,7 @@ def test_every_option_is_explicit_documented_and_the_bases(kind):
     theirs = inspect.signature(base).parameters
     shared = [name for name in theirs if name in own]
     assert [own[name] for name in shared] == [theirs[name] for name in shared]
-    if kind in (GlyphsDataModule, ImageFolderDataModule, OmniglotDataModule):
+    if kind in FIELD:
         left_out = {"train_dataset", "val_dataset", "test_dataset", "same_names"}
         assert set(theirs) - set(own) == left_out - set(own)
         listed_by_base = re.search(r"Args:\n(.*?)\n\n", inspect.cleandoc(base.__doc__), re.DOTALL).group(1)
