@@ -144,22 +144,25 @@ def plain_inputs(tasks: Task) -> Task:
     """The same tasks with inputs that torch knows how to divide: any mapping, a tokenizer's say, as a dict.
 
     Raises:
-        ArgumentTypeError: Something among the inputs is no tensor.
+        ArgumentTypeError: Something among the inputs is no tensor, or there is none.
     """
     for part in tasks:
         foreign = foreign_value(part.inputs, "inputs")
         if foreign is not None:
             raise ArgumentTypeError(f"Only tensors can be divided among the tasks, but there is {foreign}.")
-    support, query = (part._replace(inputs=_with_dicts(part.inputs)) for part in tasks)
+        if not tensors_of(part.inputs):
+            raise ArgumentTypeError(f"The inputs of a task must hold a tensor, but there is none in {part.inputs!r}.")
+    support, query = (part._replace(inputs=with_dicts(part.inputs)) for part in tasks)
     return Task(support, query)
 
 
-def _with_dicts(tree: Any) -> Any:
+def with_dicts(tree: Any) -> Any:
+    """The same nesting, with any mapping, such as the encoding of a tokenizer, as a dict."""
     if isinstance(tree, Mapping):
-        return {key: _with_dicts(value) for key, value in tree.items()}
+        return {key: with_dicts(value) for key, value in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*map(_with_dicts, tree))
-    return type(tree)(map(_with_dicts, tree)) if isinstance(tree, list | tuple) else tree
+        return type(tree)(*map(with_dicts, tree))
+    return type(tree)(map(with_dicts, tree)) if isinstance(tree, list | tuple) else tree
 
 
 def structure_of(tree: Any) -> str:

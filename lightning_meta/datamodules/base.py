@@ -47,7 +47,7 @@ class TaskDataModule(pl.LightningDataModule, ABC):
         test_tasks: Number of test (and prediction) tasks.
         eval_batch_size: Tasks in a batch of evaluation, on each device.
         seed: Which streams of tasks.
-        num_workers: Worker processes of each loader. Data held as one tensor needs none.
+        num_workers: Worker processes of each loader. Data held as tensors needs none.
 
     Raises:
         ArgumentTypeError: At construction, a value is of another kind.

@@ -36,7 +36,7 @@ class ClassTasks:
 
     Args:
         dataset: A map-style data set with an integer `targets` sequence, or a `Subset` of one. Where it holds its data
-            as one tensor (`ClassDataset`, `TensorDataset`), whole batches are gathered in one step.
+            as tensors of all examples (`ClassDataset`, `TensorDataset`), whole batches are gathered in one step.
         split: `"train"`, `"val"` or `"test"`: which stream of tasks.
         n_way: Classes `N` of a task, or a range (smallest, largest) from which each task's number is drawn.
         k_shot: Support examples `K` of each class, or a range.
@@ -138,7 +138,7 @@ class ClassTasks:
         return self.shape.n_query
 
     def to(self, device: torch.device) -> "ClassTasks":
-        """The same tasks with the data on a device, if it is one tensor and takes a quarter of what is free there.
+        """The same tasks with the data on a device, if it is held as tensors that take a quarter of what is free there.
 
         So a batch needs to send its examples' positions only, and uint8 images are converted on the device. Random
         transforms, which are seeded on the CPU, keep it there.

@@ -53,7 +53,7 @@ class EpisodicDataModule(TaskDataModule):
         test_tasks: Number of test (and prediction) tasks.
         eval_batch_size: Tasks in a batch of evaluation, on each device.
         seed: Which streams of tasks.
-        num_workers: Worker processes of each loader. Data held as one tensor needs none.
+        num_workers: Worker processes of each loader. Data held as tensors needs none.
         val_n_way: Classes in a validation task; those in training by default, and so on below.
         val_k_shot: Support examples of each class in validation.
         val_n_query: Query examples of each class in validation.
@@ -235,7 +235,7 @@ class EpisodicDataModule(TaskDataModule):
 
         It is called once for each batch of tasks on a device, with the examples of all its support sets and then of all
         its query sets, so that all of them can be padded to the longest. A network must not mind how long that is: the
-        same task is met in batches of other lengths. Where a data set holds one tensor, it is not called.
+        same task is met in batches of other lengths. Where a data set holds tensors, it is not called.
 
         Args:
             inputs: What the data set returned as the inputs of each example.

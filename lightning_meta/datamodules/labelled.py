@@ -22,7 +22,7 @@ SameNames = Literal["refuse", "different"]
 
 
 class Reader:
-    """Reads the inputs of examples: in one step where a data set holds them as one tensor, else one by one.
+    """Reads the inputs of examples: in one step where a data set holds all of them as tensors, else one by one.
 
     Args:
         dataset: A map-style data set.
@@ -36,17 +36,20 @@ class Reader:
         self.split = split
         self.seed = seed
         self.collate = collate
-        self._tensor = _as_tensor(dataset)
+        self._held = _as_tensors(dataset)
 
     def to(self, device: torch.device) -> "Reader":
         """One with the data on a device; itself where that is so, or where the data is no tensor or too large."""
-        if self._tensor is None or self._tensor[0].device == device:
+        if self._held is None:
             return self
-        inputs, positions = self._tensor
-        if device.type == "cuda" and inputs.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
+        tensors = tensors_of(self._held[0])
+        if all(tensor.device == device for tensor in tensors):
             return self
+        if device.type == "cuda" and sum(t.nbytes for t in tensors) > torch.cuda.mem_get_info(device)[0] / 4:
+            return self
+        inputs, positions = self._held
         moved = copy.copy(self)
-        moved._tensor = inputs.to(device), positions
+        moved._held = map_tensors(lambda tensor: tensor.to(device), inputs), positions
         return moved
 
     def read(self, parts: Sequence[Places], numbers: Sequence[int]) -> list[Any]:
@@ -62,8 +65,8 @@ class Reader:
             DataError: An example cannot be read.
             ArgumentTypeError: Examples are not pairs of input and target, or their inputs cannot be stacked.
         """
-        if self._tensor is not None:
-            return [self._gathered(part.real, *self._tensor) for part in parts]
+        if self._held is not None:
+            return [self._gathered(part.real, *self._held) for part in parts]
         tasks = np.asarray(numbers, dtype=np.int64)[:, None]
         inputs, ends = [], []
         with global_state_kept():
@@ -76,9 +79,12 @@ class Reader:
         every = self._stacked(inputs)
         return [_rows(every, start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
-    def _gathered(self, positions: Integers, inputs: Tensor, where: Integers) -> Tensor:
+    def _gathered(self, positions: Integers, inputs: Any, where: Integers) -> Any:
         chosen = torch.from_numpy(np.ascontiguousarray(where[positions]))
-        return inputs.index_select(0, chosen.to(inputs.device, non_blocking=True))
+        if isinstance(inputs, Tensor):
+            return inputs.index_select(0, chosen.to(inputs.device, non_blocking=True))
+        chosen = chosen.to(tensors_of(inputs)[0].device, non_blocking=True)
+        return map_tensors(lambda tensor: tensor.index_select(0, chosen), inputs)
 
     def _input(self, position: int) -> Any:
         try:
@@ -246,16 +252,16 @@ def _names(dataset: Dataset[Any], labels: Integers) -> set[str]:
     return {class_name(dataset, label) for label in labels}
 
 
-def _as_tensor(dataset: Dataset[Any]) -> tuple[Tensor, Integers] | None:
-    """The data as one tensor, and where each example lies in it; `None` if only `__getitem__` knows."""
+def _as_tensors(dataset: Dataset[Any]) -> tuple[Any, Integers] | None:
+    """The data as tensors of all examples, and where each lies in them; `None` if only `__getitem__` knows."""
     base = base_of(dataset)
     if isinstance(base, ClassDataset) and type(base).__getitem__ is ClassDataset.__getitem__:
-        inputs = base.inputs
+        inputs, count = base.inputs, len(base)
     elif isinstance(base, TensorDataset) and type(base).__getitem__ is TensorDataset.__getitem__:
-        inputs = base.tensors[0]
+        inputs, count = base.tensors[0], len(base)
     else:
         return None
-    positions = np.arange(len(inputs))
+    positions = np.arange(count)
     chain: list[Subset[Any]] = []
     while isinstance(dataset, Subset):
         if type(dataset).__getitem__ is not Subset.__getitem__:

@@ -21,7 +21,7 @@ class SinusoidDataModule(TaskDataModule):
         test_tasks: Number of test (and prediction) tasks.
         eval_batch_size: Tasks in a batch of evaluation, on each device.
         seed: Which streams of tasks.
-        num_workers: Worker processes of each loader. Data held as one tensor needs none.
+        num_workers: Worker processes of each loader. Data held as tensors needs none.
         val_k_shot: Support points of a validation task; those in training by default, and so on below.
         val_n_query: Query points of a validation task.
         test_k_shot: Support points of a test task.

@@ -306,3 +306,29 @@ def test_random_transforms_of_workers_and_of_another_run_are_the_same():
         data.setup()
         batches.append([batch.query.inputs["drawn"] for batch in data.train_dataloader()])
     assert all(torch.equal(one, other) for one, other in zip(*batches, strict=True))
+
+
+@pytest.mark.parametrize("n_way", [3, (2, 4)])
+def test_inputs_of_several_tensors_are_gathered_at_once(n_way):
+    """As those of a data set that is read example by example."""
+    data = numbered()
+    several = {"x": data.inputs, "more": (data.inputs[:, 0] + 0.5,)}
+    held = Subset(ClassDataset(several, data.targets), range(6, 48))
+    found = ClassTasks(held, "train", n_way, k_shot=2, n_query=3).tasks(range(5))
+    plain = ClassTasks(Subset(Plain(data), range(6, 48)), "train", n_way, k_shot=2, n_query=3).tasks(range(5))
+    for part, expected in zip(found, plain, strict=True):
+        assert torch.equal(part.inputs["x"], expected.inputs["x"])
+        real = torch.ones_like(part.targets, dtype=torch.bool) if part.mask is None else part.mask
+        assert torch.equal(part.inputs["more"][0][real], part.inputs["x"][..., 0][real] + 0.5)
+        assert part.inputs["more"][0].shape == part.targets.shape
+
+
+def test_inputs_of_several_tensors_move_to_a_device_together():
+    data = numbered()
+    tasks = ClassTasks(ClassDataset({"x": data.inputs, "y": data.inputs}, data.targets), "train", 3, 1, 1)
+    moved = tasks.to(torch.device("meta"))
+    assert moved is not tasks
+    inputs = moved.tasks([0, 1]).support.inputs
+    assert {tensor.device.type for tensor in inputs.values()} == {"meta"}
+    assert inputs["y"].shape == (2, 3, 1)
+    assert moved.to(torch.device("meta")) is moved

@@ -1,10 +1,12 @@
-"""Labelled data held as one tensor."""
+"""Labelled data held as tensors of all examples."""
+
+from collections import UserDict
 
 import pytest
 import torch
 
 from lightning_meta.datasets import ClassDataset, image_scale
-from lightning_meta.errors import ConfigurationError
+from lightning_meta.errors import ArgumentTypeError, ConfigurationError
 
 
 @pytest.mark.parametrize(
@@ -42,3 +44,34 @@ def test_a_scale_that_cannot_be_is_refused(scale, dtype):
 def test_images_are_bytes_with_one_or_three_channels(shape, dtype, scale):
     assert ClassDataset(torch.zeros(2, *shape, dtype=dtype), [0, 1]).scale == scale
     assert image_scale(torch.zeros(2, *shape, dtype=dtype)) == scale
+
+
+def test_a_nesting_of_tensors_is_read_example_by_example():
+    inputs = UserDict(ids=torch.arange(6).view(3, 2), more=[torch.ones(3), (torch.zeros(3, 1),)])
+    data = ClassDataset(inputs, [0, 1, 1])
+    assert type(data.inputs) is dict
+    assert data.scale is None
+    example, target = data[1]
+    assert target == 1
+    assert example["ids"].tolist() == [2, 3]
+    assert example["more"][0] == 1
+    assert example["more"][1][0].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind", "message"),
+    [
+        ({"ids": torch.zeros(3, 2), "text": ["a", "b", "c"]}, ArgumentTypeError, r"inputs\['text'\]\[0\], a str"),
+        ({}, ArgumentTypeError, "at least one tensor, got {}"),
+        ([1, 2, 3], ArgumentTypeError, r"inputs\[0\], a int"),
+        (
+            {"ids": torch.zeros(3, 2), "length": torch.zeros(2)},
+            ConfigurationError,
+            "2 and 3 inputs but 3 targets. Every tensor",
+        ),
+        ({"ids": torch.zeros(2, 2)}, ConfigurationError, "2 inputs but 3 targets"),
+    ],
+)
+def test_a_nesting_of_anything_else_is_refused(inputs, kind, message):
+    with pytest.raises(kind, match=message):
+        ClassDataset(inputs, [0, 1, 1])

@@ -278,3 +278,10 @@ def test_stochastic_depth_runs_together_with_choices_of_each_task():
     module = MAMLModule(net, 0.1, task_parallel="vmap")
     module.meta_loss(same)
     assert len(set(module.outcome.losses.tolist())) > 10
+
+
+def test_inputs_that_hold_no_tensor_are_refused():
+    tasks = vector_tasks()
+    empty = Task(*(part._replace(inputs={}) for part in tasks))
+    with pytest.raises(ArgumentTypeError, match=r"must hold a tensor, but there is none in \{\}"):
+        MAMLModule(nn.Linear(6, 3)).meta_loss(empty)
