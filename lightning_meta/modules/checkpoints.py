@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_meta.errors import CheckpointError, first_line
 from lightning_meta.files import write_atomically
 from lightning_meta.hyperparameters import differences
+from lightning_meta.modules import frozen
 from lightning_meta.randomness import global_state, set_global_state
 from lightning_meta.task import map_tensors
 
@@ -133,6 +134,7 @@ def save(module: "MetaModule", checkpoint: dict[str, Any]) -> None:
         "tasks_together": module.outer.tasks_together,
         "vectorizes": module.task_map.vectorizes,
         "carried": None if carried is None else map_tensors(lambda t: t.detach().cpu(), carried),
+        "left_out": None if module.save_frozen else frozen.leave_out(module, checkpoint),
     }
 
 
@@ -149,6 +151,7 @@ def load(module: "MetaModule", checkpoint: dict[str, Any]) -> None:
     datamodule = getattr(module._trainer, "datamodule", None)
     if datamodule is not None:
         changed += differences(checkpoint.get("datamodule_hyper_parameters", {}), datamodule.hparams)
+    frozen.put_back(module, checkpoint, kept.get("left_out"))
     misfits = _misfits(module.state_dict(), checkpoint["state_dict"])
     if misfits and module.strict_loading:
         reason = (

@@ -104,6 +104,7 @@ class MAMLModule(MetaModule):
         on_nonfinite: OnNonfinite = "raise",
         max_skipped_steps: int = 20,
         compile: bool = False,
+        save_frozen: bool = True,
     ) -> None:
         schedule = {"multi_step_loss_steps": multi_step_loss_steps, "first_order_steps": first_order_steps}
         for name, steps in schedule.items():
@@ -129,7 +130,7 @@ class MAMLModule(MetaModule):
             network, algorithm, loss=loss, inner_loss=inner_loss, metrics=metrics, optimizer=optimizer,
             lr_scheduler=lr_scheduler, inner_optimizer_lr=inner_optimizer_lr, gradient_clip_val=gradient_clip_val,
             task_parallel=task_parallel, outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite,
-            max_skipped_steps=max_skipped_steps, compile=compile,
+            max_skipped_steps=max_skipped_steps, compile=compile, save_frozen=save_frozen,
         )  # fmt: skip
 
 

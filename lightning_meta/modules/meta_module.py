@@ -51,6 +51,7 @@ class MetaModule(pl.LightningModule):
         on_nonfinite: Whether what is not finite, on any device, is an error (`raise`), or `skip` leaves the step out.
         max_skipped_steps: How many outer steps in a row may be skipped before it is an error.
         compile: Whether outer steps are compiled by `torch.compile`, which needs a C++ compiler and takes a while.
+        save_frozen: Whether checkpoints hold frozen parameters, or leave out what is loaded again from elsewhere.
 
     What does not make sense is a `ConfigurationError`, and a value of another kind an `ArgumentTypeError`.
     """
@@ -72,6 +73,7 @@ class MetaModule(pl.LightningModule):
         on_nonfinite: OnNonfinite = "raise",
         max_skipped_steps: int = 20,
         compile: bool = False,
+        save_frozen: bool = True,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -85,7 +87,7 @@ class MetaModule(pl.LightningModule):
         self.optimizer = optimizers.DefaultOptimizer.instead_of(optimizer, type(self))
         self.lr_scheduler, self.inner_optimizer_lr = lr_scheduler, inner_optimizer_lr
         self.outer = OuterStep(gradient_clip_val, outer_steps_per_batch, on_nonfinite, max_skipped_steps)
-        self.evaluation, self.compiles = Evaluation(metrics), compile
+        self.evaluation, self.compiles, self.save_frozen = Evaluation(metrics), compile, save_frozen
         self.outcome: Outcome | None = None
         """What the last `meta_loss` made of its tasks, detached."""
         self._program = CompiledFunction()
@@ -146,8 +148,6 @@ class MetaModule(pl.LightningModule):
             An ordinary batch, on which one or more outer steps are made: see `support_data` for data of each step.
         """
         return tasks
-
-    # What hooks and algorithms are given.
 
     def problem(self, tasks: Task) -> Problem:
         """The tasks as losses and predictions of given parameters, as an algorithm takes them."""

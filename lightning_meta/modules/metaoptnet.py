@@ -60,6 +60,7 @@ class MetaOptNetModule(MetaModule):
         on_nonfinite: OnNonfinite = "raise",
         max_skipped_steps: int = 20,
         compile: bool = False,
+        save_frozen: bool = True,
     ) -> None:
         head = SVMHead(C, scale)
         algorithm = MetricBased(head, "query batch (transductive)" if transductive else "support set")
@@ -67,7 +68,7 @@ class MetaOptNetModule(MetaModule):
             network, algorithm, loss=loss, metrics=metrics, optimizer=optimizer, lr_scheduler=lr_scheduler,
             inner_optimizer_lr=inner_optimizer_lr, gradient_clip_val=gradient_clip_val, task_parallel=task_parallel,
             outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite, max_skipped_steps=max_skipped_steps,
-            compile=compile,
+            compile=compile, save_frozen=save_frozen,
         )  # fmt: skip
 
 

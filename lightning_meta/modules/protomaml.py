@@ -68,6 +68,7 @@ class ProtoMAMLModule(MetaModule):
         on_nonfinite: OnNonfinite = "raise",
         max_skipped_steps: int = 20,
         compile: bool = False,
+        save_frozen: bool = True,
     ) -> None:
         body, head = getattr(network, "body", None), getattr(network, "head", None)
         if not isinstance(body, nn.Module) or not isinstance(head, nn.Linear) or head.bias is None:
@@ -91,7 +92,7 @@ class ProtoMAMLModule(MetaModule):
             network, algorithm, loss=loss, inner_loss=inner_loss, metrics=metrics, optimizer=optimizer,
             lr_scheduler=lr_scheduler, inner_optimizer_lr=inner_optimizer_lr, gradient_clip_val=gradient_clip_val,
             task_parallel=task_parallel, outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite,
-            max_skipped_steps=max_skipped_steps, compile=compile,
+            max_skipped_steps=max_skipped_steps, compile=compile, save_frozen=save_frozen,
         )  # fmt: skip
 
 

@@ -83,6 +83,7 @@ class ReptileModule(MetaModule):
         on_nonfinite: OnNonfinite = "raise",
         max_skipped_steps: int = 20,
         compile: bool = False,
+        save_frozen: bool = True,
     ) -> None:
         algorithm = GradientBased(
             Adam(lr=0.001, betas=(0.0, 0.999)) if inner_optimizer is None else inner_optimizer,
@@ -99,7 +100,7 @@ class ReptileModule(MetaModule):
             network, algorithm, loss=loss, metrics=metrics, optimizer=optimizer, lr_scheduler=lr_scheduler,
             gradient_clip_val=gradient_clip_val, task_parallel=task_parallel,
             outer_steps_per_batch=outer_steps_per_batch, on_nonfinite=on_nonfinite, max_skipped_steps=max_skipped_steps,
-            compile=compile,
+            compile=compile, save_frozen=save_frozen,
         )  # fmt: skip
         check_nothing_to_learn(type(self).__name__, algorithm.inner_optimizer)
 
