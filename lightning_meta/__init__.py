@@ -32,6 +32,7 @@ from lightning_meta.modules import (
     ReptileModule,
 )
 from lightning_meta.task import Examples, Task, TaskDistribution, stack_tasks
+from lightning_meta.text import TextDataModule
 
 __all__ = [
     "LSLR",
@@ -72,6 +73,7 @@ __all__ = [
     "Task",
     "TaskDataModule",
     "TaskDistribution",
+    "TextDataModule",
     "TieredImageNetDataModule",
     "__version__",
     "class_split",

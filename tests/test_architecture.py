@@ -18,12 +18,13 @@ LEVELS = [
     {"inner"},
     {"algorithms"},
     {"modules", "datamodules", "callbacks"},
+    {"text"},
     {"testing"},
     {"__init__"},
     {"cli"},
     {"__main__"},
 ]
-KNOW_LIGHTNING = {"modules", "datamodules", "callbacks", "cli"}
+KNOW_LIGHTNING = {"modules", "datamodules", "callbacks", "text", "cli"}
 
 
 def imports():

@@ -1,6 +1,5 @@
 """Your own images: folders of classes, or a table that names them."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +13,7 @@ from lightning_meta.datamodules.arguments import check_number
 from lightning_meta.datamodules.episodic import EpisodicDataModule
 from lightning_meta.datamodules.field_images import check_backbone
 from lightning_meta.datamodules.labelled import SameNames, base_of
-from lightning_meta.datamodules.splits import class_split
+from lightning_meta.datamodules.splits import SplitRecord, class_split
 from lightning_meta.datasets.features import encode_images
 from lightning_meta.datasets.image_folder import (
     SPLITS,
@@ -26,7 +25,6 @@ from lightning_meta.datasets.image_folder import (
     load_images,
 )
 from lightning_meta.errors import ConfigurationError
-from lightning_meta.files import write_atomically
 from lightning_meta.task import Task
 
 
@@ -156,7 +154,7 @@ class ImageFolderDataModule(EpisodicDataModule):
         self.backbone = check_backbone(backbone, self.transforms)
         self.split_classes: dict[str, list[str]] = {}
         """The classes of each split, once `setup` has run."""
-        self._written = False
+        self._record = SplitRecord()
 
     def prepare_data(self) -> None:
         """Decode the images that are not decoded yet, on one process of each machine."""
@@ -201,10 +199,5 @@ class ImageFolderDataModule(EpisodicDataModule):
 
     def on_after_batch_transfer(self, batch: Task, dataloader_idx: int) -> Task:
         """Finish a batch on the device; with the first, write down the classes of each split."""
-        trainer = self._running_trainer()
-        if trainer is not None and trainer.is_global_zero and not self._written and trainer.training:
-            self._written = True
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "classes.json", json.dumps(self.split_classes, indent=1).encode())
+        self._record(self._running_trainer(), self.split_classes)
         return super().on_after_batch_transfer(batch, dataloader_idx)

@@ -1,13 +1,17 @@
 """Dividing a labelled data set by its classes."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 from torch.utils.data import Dataset, Subset
 
 from lightning_meta.datamodules.labelled import targets_of
 from lightning_meta.errors import ConfigurationError
+from lightning_meta.files import write_atomically
 from lightning_meta.randomness import uniforms
 
 
@@ -49,3 +53,18 @@ def class_split(dataset: Dataset[Any], fractions: Sequence[float], seed: int = 0
         Subset(dataset, np.flatnonzero(np.isin(targets, shuffled[end - size : end])).tolist())
         for end, size in zip(ends, sizes, strict=True)
     ]
+
+
+class SplitRecord:
+    """Writes the classes of each split to `classes.json` in a run's folder, once its training has begun."""
+
+    def __init__(self) -> None:
+        self._written = False
+
+    def __call__(self, trainer: pl.Trainer | None, classes: Mapping[str, Sequence[str]]) -> None:
+        """Called with each batch."""
+        if trainer is not None and trainer.is_global_zero and not self._written and trainer.training:
+            self._written = True
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "classes.json", json.dumps(classes, indent=1).encode())
