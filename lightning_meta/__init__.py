@@ -17,7 +17,7 @@ from lightning_meta.datamodules import (
     class_split,
 )
 from lightning_meta.inner import LSLR, SGD, Adam, InnerOptimizer, LSTMOptimizer, MetaCurvature, MetaSGD
-from lightning_meta.models import MLP, WRN28_10, Backbone, ContextMLP, Conv4, ResNet12
+from lightning_meta.models import MLP, WRN28_10, Adapter, Backbone, ContextMLP, Conv4, Projection, ResNet12
 from lightning_meta.models.normalize import Normalize
 from lightning_meta.modules import (
     CAVIAModule,
@@ -26,6 +26,7 @@ from lightning_meta.modules import (
     MetaLSTMModule,
     MetaModule,
     MetaOptNetModule,
+    NearestCentroidModule,
     ProtoMAMLModule,
     ProtoNetModule,
     R2D2Module,
@@ -40,6 +41,7 @@ __all__ = [
     "SGD",
     "WRN28_10",
     "Adam",
+    "Adapter",
     "Backbone",
     "CAVIAModule",
     "CIFARFSDataModule",
@@ -61,8 +63,10 @@ __all__ = [
     "MetaOptNetModule",
     "MetaSGD",
     "MiniImageNetDataModule",
+    "NearestCentroidModule",
     "Normalize",
     "OmniglotDataModule",
+    "Projection",
     "ProtoMAMLModule",
     "ProtoNetModule",
     "R2D2Module",

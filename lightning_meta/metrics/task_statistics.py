@@ -66,6 +66,12 @@ class TaskStatistics(Metric):
 
     def compute(self) -> dict[str, tuple[Tensor, Tensor]]:
         """For each name the mean and the half-width of the interval, scalars in float64."""
+        return {name: mean_and_ci95(values) for name, values in self.per_task().items()}
+
+    def per_task(self) -> dict[str, Tensor]:
+        """For each name the values of all tasks, `(T,)`, in the order in which they came; on several devices one's own.
+
+        Two models that were measured on the same tasks are compared by the differences of these: see `mean_and_ci95`.
+        """
         values = torch.cat(self.values) if isinstance(self.values, list) else self.values
-        mean, ci95 = mean_and_ci95(values.cpu())
-        return {name: (mean[i], ci95[i]) for i, name in enumerate(self.names)}
+        return dict(zip(self.names, values.cpu().unbind(1), strict=True))

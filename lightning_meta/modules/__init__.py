@@ -6,6 +6,7 @@ from lightning_meta.modules.maml import MAMLModule
 from lightning_meta.modules.meta_lstm import MetaLSTMModule
 from lightning_meta.modules.meta_module import MetaModule
 from lightning_meta.modules.metaoptnet import MetaOptNetModule
+from lightning_meta.modules.nearest_centroid import NearestCentroidModule
 from lightning_meta.modules.protomaml import ProtoMAMLModule
 from lightning_meta.modules.protonet import ProtoNetModule
 from lightning_meta.modules.r2d2 import R2D2Module
@@ -18,6 +19,7 @@ __all__ = [
     "MetaLSTMModule",
     "MetaModule",
     "MetaOptNetModule",
+    "NearestCentroidModule",
     "ProtoMAMLModule",
     "ProtoNetModule",
     "R2D2Module",

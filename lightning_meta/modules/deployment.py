@@ -32,7 +32,8 @@ def adapted_network(
     check_support_set(inputs, targets)
     if steps is not None:
         check_steps("steps", steps)
-    device = next(itertools.chain(module.network.parameters(), module.network.buffers())).device
+    own = itertools.chain(module.network.parameters(), module.network.buffers())
+    device = next((tensor.device for tensor in own), module.device)
     examples = map_tensors(lambda t: t.detach().to(device).unsqueeze(0), Examples(inputs, targets))
     with with_gradients(plain_inputs(Task(examples, examples))) as task:
         network = copied(module.network).eval()

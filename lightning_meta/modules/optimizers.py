@@ -154,8 +154,17 @@ def check_inner_rate(rate: float | None, algorithm: Algorithm) -> None:
 
 
 def parameter_groups(module: "MetaModule") -> list[Any]:
-    """The trainable parameters; those of the algorithm in a group with their own rate, if they have one."""
+    """The trainable parameters; those of the algorithm in a group with their own rate, if they have one.
+
+    Raises:
+        ConfigurationError: There are none.
+    """
     trainable = [p for p in module.parameters() if p.requires_grad]
+    if not trainable:
+        raise ConfigurationError(
+            f"{type(module).__name__} has no parameter that requires grad, so there is nothing to train. What learns "
+            "nothing can be tested: trainer.test(module, data), or the command test."
+        )
     rate = module.inner_optimizer_lr
     if rate is None:
         return trainable
