@@ -33,7 +33,7 @@ from lightning_meta.modules import (
     ReptileModule,
 )
 from lightning_meta.task import Examples, Task, TaskDistribution, stack_tasks
-from lightning_meta.text import TextDataModule
+from lightning_meta.text import TextClassifier, TextDataModule, TextEncoder
 
 __all__ = [
     "LSLR",
@@ -77,7 +77,9 @@ __all__ = [
     "Task",
     "TaskDataModule",
     "TaskDistribution",
+    "TextClassifier",
     "TextDataModule",
+    "TextEncoder",
     "TieredImageNetDataModule",
     "__version__",
     "class_split",
