@@ -18,13 +18,13 @@ LEVELS = [
     {"inner"},
     {"algorithms"},
     {"modules", "datamodules", "callbacks"},
-    {"text"},
+    {"text", "rl"},
     {"testing"},
     {"__init__"},
     {"cli"},
     {"__main__"},
 ]
-KNOW_LIGHTNING = {"modules", "datamodules", "callbacks", "text", "cli"}
+KNOW_LIGHTNING = {"modules", "datamodules", "callbacks", "text", "rl", "cli"}
 
 
 def imports():
