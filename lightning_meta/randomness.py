@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 STREAMS = {"train": 0, "val": 1, "test": 2, "glyphs": 3, "omniglot_split": 4, "mini_batches": 5, "class_split": 6}
 
 
-def uniforms(seed: int, stream: str, numbers: Sequence[int], size: int) -> NDArray[np.float64]:
+def uniforms(seed: int, stream: str, numbers: Sequence[int], size: int, part: int = 0) -> NDArray[np.float64]:
     """Draw `size` uniform random numbers in [0, 1) for each of `numbers`.
 
-    Row `i` depends on `(seed, stream, numbers[i])` alone, and its first entries do not depend on `size`. The generator
-    is Philox 4x64 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+    Row `i` depends on `(seed, stream, numbers[i], part)` alone, and its first entries do not depend on `size`. The
+    generator is Philox 4x64 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
     Args:
         seed: A non-negative integer below 2**64.
         stream: A key of `STREAMS`: `"train"`, `"val"`, `"test"`, ...
         numbers: Non-negative task (or class) numbers.
         size: How many random numbers each of them gets.
+        part: Which random numbers of these numbers: 0 for what a task is, others for what happens in it.
 
     Returns:
         An array `(len(numbers), size)`.
@@ -34,15 +35,21 @@ def uniforms(seed: int, stream: str, numbers: Sequence[int], size: int) -> NDArr
         >>> bool((a[1, :2] == b[0]).all())
         True
     """
+    bits = random_bits(seed, stream, numbers, size, part)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def random_bits(seed: int, stream: str, numbers: Sequence[int], size: int, part: int = 0) -> NDArray[np.uint64]:
+    """The 64-bit words that `uniforms` makes its numbers of, `(len(numbers), size)`: seeds for generators of others."""
     bits = np.empty((len(numbers), size), dtype=np.uint64)
     generator = np.random.Philox(key=np.array([seed, STREAMS[stream]], dtype=np.uint64))
     state = generator.state
     for row, number in enumerate(numbers):
-        # The second word of the counter is the number; the first counts the draws within it.
-        state["state"]["counter"] = np.array([0, number, 0, 0], dtype=np.uint64)
+        # The second word of the counter is the number, the third the part; the first counts the draws within it.
+        state["state"]["counter"] = np.array([0, number, part, 0], dtype=np.uint64)
         generator.state = state
         bits[row] = generator.random_raw(size)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return bits
 
 
 def choose_without_replacement(uniform: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:

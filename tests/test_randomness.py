@@ -10,7 +10,8 @@ def test_a_row_depends_on_seed_stream_and_number_alone():
     for row, number in enumerate([0, 1, 2, 10**12]):
         assert (uniforms(7, "train", [number], 5)[0] == reference[row, :5]).all()
     others = [uniforms(7, stream, [1], 9)[0] for stream in STREAMS if stream != "train"]
-    for other in [*others, uniforms(8, "train", [1], 9)[0], reference[2]]:
+    parts = [uniforms(7, "train", [1], 9, part)[0] for part in (1, 2)]
+    for other in [*others, *parts, uniforms(8, "train", [1], 9)[0], reference[2]]:
         assert not (other == reference[1]).any()
 
 
