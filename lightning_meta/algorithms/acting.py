@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_meta.algorithms.base import Algorithm
 from lightning_meta.algorithms.gradient_based import GradientBased
@@ -13,7 +15,7 @@ from lightning_meta.errors import ConfigurationError
 from lightning_meta.functional.inner_loop import BatchUpdate, InnerObjective, adapt
 from lightning_meta.functional.masks import filled
 from lightning_meta.functional.network import Params, take_written
-from lightning_meta.functional.problem import Problem
+from lightning_meta.functional.problem import ALL_TASKS, Problem
 from lightning_meta.functional.task_map import TaskMap, joined
 from lightning_meta.task import Examples, Task
 
@@ -33,7 +35,7 @@ class Actor:
     def __init__(
         self, algorithm: Algorithm, task_map: TaskMap, problem: Callable[[], Problem], *, training: bool
     ) -> None:
-        self.algorithm, self.task_map = algorithm, task_map
+        self.algorithm, self.task_map, self.training = algorithm, task_map, training
         self.steps = 0
         """How many inner steps the algorithm makes."""
         if isinstance(algorithm, GradientBased):
@@ -43,6 +45,7 @@ class Actor:
         self._make_problem = problem
         self._problem: Problem | None = None
         self._learned: tuple[Params, Params, Any, Params] = ({}, {}, (), {})  # with the parameters at the start
+        self._direct: Callable[[Any], Any] | None = None
 
     def __call__(self, inputs: Any) -> Any:
         """Predictions `(B, examples, ...)` for inputs `(B, examples, ...)`, by the parameters as they are now."""
@@ -51,10 +54,33 @@ class Actor:
             return part.learner.predict(part.at_step(params, self.step), buffers, inputs)
 
         with torch.no_grad():
+            if self._direct is not None:
+                return self._direct(inputs)
             predictions, buffers = self._over_tasks(run, inputs)
-        params, _, state, initial = self._learned
-        self._learned = *take_written(params, buffers), state, initial
+            params, _, state, initial = self._learned
+            self._learned = *take_written(params, buffers), state, initial
+            self._direct = self._without_detours()
         return predictions
+
+    def _without_detours(self) -> Callable[[Any], Any] | None:
+        """Prediction by plain `torch.vmap`, for many calls with the same parameters; `None` where it takes more.
+
+        Nothing is to be differentiated, so the kernels for that are not needed; without buffers and normalization
+        layers nothing else is either. It is asked for after a first call, which has shown that `vmap` can run it.
+        """
+        problem, task_map = self._problem, self.task_map
+        layers = list(task_map.network.modules())
+        special = any(isinstance(layer, _NormBase) for layer in layers) or task_map.isolation.writes
+        if problem is None or special or next(task_map.network.buffers(), None) is not None:
+            return None
+        if not 1 < task_map.together(problem.tasks) == problem.count:
+            return None
+        params = {n: p.contiguous() for n, p in problem.at_step(self._learned[0], self.step).items()}
+
+        def of_one_task(params: Params, inputs: Any) -> Any:
+            return torch.func.functional_call(task_map.network, params, (inputs,))
+
+        return partial(ALL_TASKS(of_one_task), params)
 
     def adapt(self, examples: Examples) -> Tensor:
         """Make one inner step on these examples, `(B, examples, ...)`.
@@ -82,6 +108,7 @@ class Actor:
         with torch.enable_grad():
             self._learned, losses = self._over_tasks(run, examples)
         self.step += 1
+        self._direct = None
         found: Tensor = losses
         return found
 

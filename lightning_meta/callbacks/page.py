@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_meta.callbacks.figures import draw_adaptation, draw_episode, episode_size, without_normalization
 from lightning_meta.callbacks.results import TaskResults
 from lightning_meta.metrics import RowResult, mean_and_ci95
+from lightning_meta.metrics.results import SHOWN
 from lightning_meta.task import Task, are_classes, map_tensors, number_of_tasks
 
 _TRAINED, _UNTRAINED = "meta-trained", "no meta-training"
@@ -66,9 +67,10 @@ class TaskFigures(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Task, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep what the page is made of: all of the first row of the test."""
-        if dataloader_idx or not trainer.is_global_zero or not isinstance(outputs, dict) or "query_loss" not in outputs:
+        metric = next((name for name in SHOWN if isinstance(outputs, dict) and name in outputs), None)
+        if dataloader_idx or not trainer.is_global_zero or metric is None:
             return
-        self._metric = "query_accuracy" if "query_accuracy" in outputs else "query_loss"
+        self._metric = metric
         self._first = batch if self._first is None else self._first
         self._of_tasks.append({self._metric: outputs[self._metric].cpu()})
         if sum(map(len, self._curves[_TRAINED])) >= self.tasks:

@@ -86,14 +86,14 @@ class TaskResults(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Task, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the values of each task."""
-        if not isinstance(outputs, dict) or "query_loss" not in outputs:
+        if not isinstance(outputs, dict) or not outputs:
             return  # a test_step of the user's own
         row = self._seen.setdefault(dataloader_idx, _Row())
         judged = {name: outputs.pop(name, None) for name in ("predictions", "targets", "mask")}
         values = {name: value.double().cpu() for name, value in outputs.items()}
-        tasks = len(values["query_loss"])
+        tasks = _number(values)
         row.seconds.append((time.perf_counter() - self._began) / tasks)
-        before = sum(len(batch["query_loss"]) for batch in row.values)
+        before = sum(map(_number, row.values))
         row.values.append(values)
         source = self._source(trainer, dataloader_idx)
         row.sizes = {} if batch.query.mask is not None else _sizes(batch)
@@ -149,7 +149,7 @@ class TaskResults(pl.Callback):
         before = 0
         for row in of_devices:
             classes += [found._replace(task=found.task + before) for found in row.classes]
-            before += sum(len(values["query_loss"]) for values in row.values)
+            before += sum(map(_number, row.values))
         return RowResult(
             name=names[loader] if loader < len(names) else "",
             sizes=of_devices[0].sizes,
@@ -183,6 +183,11 @@ class TaskResults(pl.Callback):
             return None
         found = loaders[loader].batches.distribution
         return found if isinstance(found, _Classes) else None
+
+
+def _number(values: dict[str, Tensor]) -> int:
+    """How many tasks they are of."""
+    return len(next(iter(values.values())))
 
 
 def _is_classification(predictions: Any, targets: Any) -> bool:

@@ -10,7 +10,7 @@ from lightning_meta.metrics.results import Difference, TaskTable, compare_tasks,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="A run's folder, or a folder of results in one.")
-    parser.add_argument("--metric", help="A column of tasks.csv. Default: query_accuracy, or query_loss without it.")
+    parser.add_argument("--metric", help="A column of tasks.csv. Default: accuracy, return, or else the loss.")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -72,7 +72,7 @@ def comparison(names: list[str], tables: list[TaskTable], metric: str | None) ->
 
 
 def _cells(difference: Difference, *, first: bool) -> list[str]:
-    percent = "accuracy" in difference.metric
+    percent = difference.metric.endswith(("accuracy", "success"))
     scale, digits, unit = (100, 2, " %") if percent else (1, 4, "")
     mean, ci95 = (scale * value for value in difference.second)
     cells = [f"{mean:.{digits}f} ± {ci95:.{digits}f}{unit}"]

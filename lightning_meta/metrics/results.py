@@ -16,8 +16,8 @@ from lightning_meta.errors import ConfigurationError, DataError, MissingFileErro
 from lightning_meta.files import write_atomically
 from lightning_meta.metrics.task_statistics import mean_and_ci95
 
-_SHOWN = ("query_accuracy", "query_loss")
-"""Of these the table also has the values before adaptation."""
+SHOWN = ("query_success", "query_return", "query_accuracy", "query_loss")
+"""What a test is judged by, the first that there is. Of these the table also has the values before adaptation."""
 
 
 class ClassResult(NamedTuple):
@@ -95,15 +95,15 @@ def results_table(rows: Sequence[RowResult]) -> str:
 
 
 def _cells(row: RowResult) -> dict[str, str]:
-    of_tasks = [name for name in row.values if not name.endswith("_before") and name not in ("support_loss", *_SHOWN)]
-    shown = [name for name in (*_SHOWN, *of_tasks) if name in row.values]
+    of_tasks = [name for name in row.values if not name.endswith("_before") and name not in ("support_loss", *SHOWN)]
+    shown = [name for name in (*SHOWN, *of_tasks) if name in row.values]
     cells = dict(row.sizes) if row.sizes else {"row": row.name} if row.name else {}
     cells["tasks"] = str(len(row.values[shown[0]]))
     for name in shown:
         title = name.replace("_", " ")
         cells[title] = _interval(name, row.values[name])
         before = row.values.get(f"{name}_before")
-        if before is not None and name in _SHOWN:
+        if before is not None and name in SHOWN:
             cells[f"{title} before"] = _interval(name, before)
     cells["ms a task"] = f"{1000 * row.seconds:.1f}"
     if row.normalization:
@@ -113,7 +113,11 @@ def _cells(row: RowResult) -> dict[str, str]:
 
 def _interval(name: str, values: Tensor) -> str:
     mean, ci95 = mean_and_ci95(values)
-    return f"{100 * mean:.1f} ± {100 * ci95:.1f} %" if "accuracy" in name else f"{mean:.3f} ± {ci95:.3f}"
+    return (
+        f"{100 * mean:.1f} ± {100 * ci95:.1f} %"
+        if "accuracy" in name or "success" in name
+        else f"{mean:.3f} ± {ci95:.3f}"
+    )
 
 
 def save_results(rows: Sequence[RowResult], about: Mapping[str, Any], folder: Path) -> None:
@@ -223,7 +227,7 @@ def compare_tasks(first: TaskTable, second: TaskTable, metric: str | None = None
     Args:
         first: What to compare with.
         second: What to compare.
-        metric: A column of `tasks.csv`; `query_accuracy` if both have it, else `query_loss`, if `None`.
+        metric: A column of `tasks.csv`; the first of `SHOWN` that both have if `None`.
 
     Raises:
         ConfigurationError: They were not tested on the same tasks, or one lacks the metric.
@@ -237,7 +241,7 @@ def compare_tasks(first: TaskTable, second: TaskTable, metric: str | None = None
     """
     _check_same_tasks(first, second)
     if metric is None:
-        metric = next((name for name in _SHOWN if name in first.values and name in second.values), _SHOWN[-1])
+        metric = next((name for name in SHOWN if name in first.values and name in second.values), SHOWN[-1])
     for table in (first, second):
         if metric not in table.values:
             raise ConfigurationError(

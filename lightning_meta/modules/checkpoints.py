@@ -131,6 +131,7 @@ def save(module: "MetaModule", checkpoint: dict[str, Any]) -> None:
         "seed": module.outer.seed,
         "random_state": global_state(),
         "skipped_steps": module.outer.skipped,
+        "totals": module.outer.totals,
         "tasks_together": module.outer.tasks_together,
         "vectorizes": module.task_map.vectorizes,
         "carried": None if carried is None else map_tensors(lambda t: t.detach().cpu(), carried),
@@ -174,6 +175,7 @@ def load(module: "MetaModule", checkpoint: dict[str, Any]) -> None:
         rank_zero_warn("The checkpoint's inner state is that of another inner optimizer; a fresh one is used.")
     module.outer.seed = kept.get("seed", module.outer.seed)
     module.outer.skipped = kept.get("skipped_steps", 0)
+    module.outer.totals = dict(kept.get("totals", {}))
     module.task_map.vectorizes = kept.get("vectorizes", True)
     module.outer.random_state = kept.get("random_state")
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lightning_meta.modules.meta_module import MetaModule
 
 Metrics = Metric | MetricCollection
+_SHOWN = ("query_loss", "query_accuracy", "query_return", "query_success", "env_steps_per_second")
+"""What the progress bar shows."""
 _LONGEST = 100
 """Of a metric that is a vector, such as an accuracy for each class, no more values than these are logged."""
 
@@ -85,7 +87,7 @@ class Evaluation:
                 outcomes = [outcome._replace(judged=()) for outcome in outcomes]
             outcome = joined(outcomes)
         # Outside of the block, since the metric's state was reset under the grad mode that holds here.
-        found: dict[str, Any] = {"query_loss": outcome.losses, **outcome.metrics}
+        found: dict[str, Any] = module.measured(tasks, {"query_loss": outcome.losses, **outcome.metrics})
         self.of(stage, loader).update(found)
         predictions, targets, mask = outcome.judged or (None, None, None)
         if self.metrics is not None:
@@ -122,7 +124,7 @@ class Evaluation:
             suffix = f"/{name}" if len(rows) > 1 or names else ""
             for key, (mean, ci95) in found.to(module.device).compute().items():
                 values = {key: mean.float()}
-                if key.startswith("query_") and not key.endswith("_before"):
+                if not key.startswith("support_") and not key.endswith("_before"):
                     values[f"{key}_ci95"] = ci95.float()
                 self.log(module, stage, values, suffix)
             if self.metrics is not None:
@@ -144,7 +146,7 @@ class Evaluation:
             tasks: How many tasks they are of.
         """
         for name, value in values.items():
-            shown = name in ("query_loss", "query_accuracy")
+            shown = name in _SHOWN
             # Statistics are the same on every device already; to synchronize them is a formality.
             module.log(f"{stage}/{name}{suffix}", value, prog_bar=shown, batch_size=tasks, sync_dist=stage != "train")
 

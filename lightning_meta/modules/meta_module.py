@@ -139,15 +139,15 @@ class MetaModule(pl.LightningModule):
     def collect(self, tasks: Task, act: Actor) -> Task:
         """Collect data that depends on adapted parameters, such as rollouts of a policy, once for each batch of tasks.
 
-        Args:
-            tasks: The batch as the data module gives it.
-            act: `act(inputs)` predicts `(B, examples, ...)` for all tasks at once, each with its own parameters, and
-                `act.adapt(examples)` makes one inner step; `act.steps` is how many there are to be.
-
-        Returns:
-            An ordinary batch, on which one or more outer steps are made: see `support_data` for data of each step.
+        `act(inputs)` predicts `(B, examples, ...)` for all tasks at once, each with its own parameters, and
+        `act.adapt(examples)` makes one inner step; `act.steps` is how many there are to be. What is returned is an
+        ordinary batch: one or more outer steps are made on it, with `support_data` of each inner step.
         """
         return tasks
+
+    def measured(self, tasks: Task, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What to log of a batch that `collect` returned: by default `values`, `(B,)` each by name."""
+        return values
 
     def problem(self, tasks: Task) -> Problem:
         """The tasks as losses and predictions of given parameters, as an algorithm takes them."""

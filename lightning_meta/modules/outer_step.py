@@ -62,6 +62,8 @@ class OuterStep:
         self.skipped = 0
         """How many outer steps were skipped in this training, because something was not finite."""
         self._skipped_in_a_row = 0
+        self.totals: dict[str, float] = {}
+        """What `MetaModule.collect` counts over this training, such as steps in environments on all devices."""
         self.monitors: dict[int, tuple[str | None, bool]] = {}
         """What schedulers monitor, by their `id`, and whether it has to be there."""
         self.tasks_together: int | None = None
@@ -87,11 +89,10 @@ class OuterStep:
                     batch = collected(module, batch, training=True)
                     self._describe(module, batch)
                 loss, problem = self._differentiate(module, batch)
-            self._finish(module, loss, problem, number_of_tasks(batch))
-        outcome = module.outcome
-        return {"loss": loss} | (
-            {} if outcome is None else {module.algorithm.objective: outcome.losses, **outcome.metrics}
-        )
+            self._finish(module, loss, problem, batch)
+        if module.outcome is None:  # a meta_loss of a user's own
+            return {"loss": loss}
+        return {"loss": loss, module.algorithm.objective: module.outcome.losses, **module.outcome.metrics}
 
     def _describe(self, module: "MetaModule", tasks: Task) -> None:
         """Say once how tasks are run."""
@@ -112,7 +113,7 @@ class OuterStep:
             module.manual_backward(loss if problem is None else loss * torch.nan)
         return loss.detach(), problem
 
-    def _finish(self, module: "MetaModule", loss: Tensor, problem: str | None, tasks: int) -> None:
+    def _finish(self, module: "MetaModule", loss: Tensor, problem: str | None, tasks: Task) -> None:
         """Move the parameters, and log."""
         outcome: Outcome | None = module.outcome  # a meta_loss of a user's own may leave none
         if self._update(module, module.optimizers(), problem) and outcome is not None:
@@ -147,16 +148,17 @@ class OuterStep:
             )
         return not skipped
 
-    def _log(self, module: "MetaModule", loss: Tensor, outcome: Outcome | None, tasks: int) -> None:
+    def _log(self, module: "MetaModule", loss: Tensor, outcome: Outcome | None, tasks: Task) -> None:
         """Log the means over the tasks of all devices; between the steps that are logged, over this device's own."""
-        values = {module.algorithm.objective: loss.unsqueeze(0), **({} if outcome is None else outcome.metrics)}
+        values = {module.algorithm.objective: loss.unsqueeze(0)}
+        values |= module.measured(tasks, {} if outcome is None else outcome.metrics)
         if self.logs_this_step:
             means = mean_over_devices(module.trainer, values)
         else:
             means = {name: value.mean() for name, value in values.items()}
         if _scaler(module._trainer) is not None or self.on_nonfinite == "skip":
             means["skipped_steps"] = torch.tensor(float(self.skipped))
-        module.evaluation.log(module, "train", means, tasks=tasks)
+        module.evaluation.log(module, "train", means, tasks=number_of_tasks(tasks))
 
 
 def _scaler(trainer: Any) -> GradScaler | None:

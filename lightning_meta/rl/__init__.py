@@ -2,23 +2,35 @@
 
 from lightning_meta.rl.actions import Actions, CategoricalActions, GaussianActions, UniformActions
 from lightning_meta.rl.data_module import RLDataModule
+from lightning_meta.rl.deployment import AdaptedPolicy
 from lightning_meta.rl.environment import Box, Discrete, PolicySpaces, TaskEnvironments, TaskSuite, Transition
+from lightning_meta.rl.maml import MAMLRLModule
+from lightning_meta.rl.navigation import NavigationDataModule
+from lightning_meta.rl.policies import CategoricalPolicy, GaussianPolicy, RandomPolicy
 from lightning_meta.rl.policy_gradient import PolicyGradient
+from lightning_meta.rl.rollout import rollout
 from lightning_meta.rl.trajectories import Experience, Trajectories
 
 __all__ = [
     "Actions",
+    "AdaptedPolicy",
     "Box",
     "CategoricalActions",
+    "CategoricalPolicy",
     "Discrete",
     "Experience",
     "GaussianActions",
+    "GaussianPolicy",
+    "MAMLRLModule",
+    "NavigationDataModule",
     "PolicyGradient",
     "PolicySpaces",
     "RLDataModule",
+    "RandomPolicy",
     "TaskEnvironments",
     "TaskSuite",
     "Trajectories",
     "Transition",
     "UniformActions",
+    "rollout",
 ]

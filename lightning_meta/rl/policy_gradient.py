@@ -46,7 +46,7 @@ class PolicyGradient:
         >>> from lightning_meta.rl import CategoricalActions
         >>> logits = torch.zeros(1, 1, 2, requires_grad=True)  # one episode of one step, two choices
         >>> done = Experience(torch.tensor([[1]]), torch.tensor([[0.5]]).log(), torch.tensor([[2.0]]),
-        ...                   torch.tensor([[True]]), torch.tensor([3.0]))
+        ...                   torch.tensor([[True]]), torch.tensor([3.0]), torch.tensor([1.0]))
         >>> loss = PolicyGradient()(CategoricalActions(logits), done)
         >>> loss.backward()
         >>> loss.item(), logits.grad.flatten().tolist()

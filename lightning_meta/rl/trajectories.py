@@ -19,6 +19,7 @@ class Experience(NamedTuple):
         advantages: How much better each action was than expected, `(..., E, T)`.
         mask: Which steps there were, `(..., E, T)` bool.
         returns: The sum of the rewards of each episode, `(..., E)`.
+        success: Whether the task was achieved in each episode, `(..., E)`, 1 or 0; -1 where it is not known.
     """
 
     actions: Tensor
@@ -26,6 +27,7 @@ class Experience(NamedTuple):
     advantages: Tensor
     mask: Tensor
     returns: Tensor
+    success: Tensor
 
 
 class Trajectories(NamedTuple):
@@ -39,7 +41,7 @@ class Trajectories(NamedTuple):
         rewards: For each step, `(B, E, T)`.
         mask: Which steps there were, `(B, E, T)` bool.
         log_probabilities: Of the actions, by the policy that acted, `(B, E, T)`.
-        success: Whether the task was achieved at any step of the episode, `(B, E)`, 1 or 0; NaN where it is not known.
+        success: Whether the task was achieved at any step of the episode, `(B, E)`, 1 or 0; -1 where it is not known.
     """
 
     observations: Tensor
@@ -56,7 +58,7 @@ class Trajectories(NamedTuple):
 
     def examples(self, advantages: Tensor) -> Examples:
         """Episodes as examples of a task, given how good each step was, `(B, E, T)`."""
-        targets = Experience(self.actions, self.log_probabilities, advantages, self.mask, self.returns)
+        targets = Experience(self.actions, self.log_probabilities, advantages, self.mask, self.returns, self.success)
         return Examples(self.observations, targets)
 
 

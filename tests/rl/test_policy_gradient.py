@@ -19,7 +19,7 @@ def experience(actions, log_probabilities, advantages):
     advantages = torch.as_tensor(advantages, dtype=torch.float64).view(actions.shape)
     return Experience(
         actions, log_probabilities.view(actions.shape), advantages, torch.ones_like(actions, dtype=torch.bool),
-        advantages[:, 0],
+        advantages[:, 0], torch.zeros(1),
     )  # fmt: skip
 
 
