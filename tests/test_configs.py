@@ -18,6 +18,7 @@ from lightning_meta import (
 )
 from lightning_meta.cli.main import main
 from lightning_meta.inner import LSLR, SGD, LSTMOptimizer, MetaCurvature, MetaSGD
+from lightning_meta.rl import MAMLRLModule, MetaLSTMRLModule, RandomPolicy, ReptileRLModule
 from tests.cli.test_main import QUIET
 
 ROOT = Path(__file__).parents[1] / "configs"
@@ -52,13 +53,24 @@ HALLMARKS = {
     "cavia": lambda m: type(m) is CAVIAModule and m.task_map.names == ("context",),
 }
 
+# Those of reinforcement learning have a folder of their own.
+HALLMARKS |= {
+    "rl/maml": lambda m: type(m) is MAMLRLModule and not first_order(m) and m.outer.per_batch > 1,
+    "rl/fomaml": lambda m: type(m) is MAMLRLModule and first_order(m),
+    "rl/joint": lambda m: m.algorithm.inner_steps == 0 and m.algorithm.val_inner_steps > 0,
+    "rl/random": lambda m: type(m.network) is RandomPolicy,
+    "rl/reptile": lambda m: type(m) is ReptileRLModule,
+    "rl/meta_lstm": lambda m: type(m) is MetaLSTMRLModule and type(m.inner_optimizer) is LSTMOptimizer,
+}
+
 
 def test_the_promised_configurations_are_there():
-    classifiers = HALLMARKS.keys() - {"cavia"}  # whose network needs a context
+    classifiers = {name for name in HALLMARKS if "/" not in name} - {"cavia"}  # whose network needs a context
     promised = {f"{name}/{data}_5way_1shot.yaml" for name in classifiers for data in ("glyphs", "omniglot")}
     promised |= {f"maml/omniglot_{n}way_{k}shot.yaml" for n in (5, 20) for k in (1, 5)}
     promised |= {f"{name}/sinusoid_5shot.yaml" for name in ("maml", "meta_sgd", "meta_curvature", "cavia")}
     promised |= {"maml/sinusoid_10shot.yaml", "maml/omniglot_5to20way_1to5shot.yaml"}
+    promised |= {f"{name}/navigation.yaml" for name in HALLMARKS if "/" in name}
     assert promised <= set(CONFIGS)
 
 
@@ -72,14 +84,20 @@ def test_configuration(name, tmp_path, request):
         arguments += ["--data.root", str(request.getfixturevalue("omniglot_root"))]
     if "glyphs" in name:
         arguments += ["--data.train_classes", "30", "--data.val_classes", "30", "--data.test_classes", "30"]
+    if "navigation" in name:
+        arguments += ["--data.horizon", "6", "--data.episodes", "3"]
     fitted = main(["fit", *arguments, "--trainer.max_epochs", "1"])
-    assert fitted.trainer.global_step == 2
+    assert fitted.trainer.global_step == 2 * fitted.model.outer.per_batch
     tested = main(["test", *arguments, "--ckpt_path", "best"])
     measured = tested.trainer.callback_metrics
     losses = [measured[key] for key in measured if key.startswith("test/query_loss")]
     assert losses
     assert all(torch.isfinite(loss) for loss in losses)
-    assert HALLMARKS[name.split("/")[0]](fitted.model)
+    assert HALLMARKS[name.rpartition("/")[0]](fitted.model)
+    if name.startswith("rl/"):
+        assert torch.isfinite(measured["test/query_return"])
+        assert fitted.trainer.checkpoint_callback.monitor == "val/query_return"
+        return
     images, labels = torch.rand(10, 1, 28, 28), torch.arange(5).repeat(2)
     if "sinusoid" not in name:
         assert len(fitted.model.adapt_to(images, labels)(images[:3])) == 3

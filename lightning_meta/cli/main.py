@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from yaml import YAMLError
 
+from lightning_meta import rl  # noqa: F401  whose classes are named bare, too
 from lightning_meta.callbacks import RunCheckpoint, TaskFigures, TaskResults
 from lightning_meta.cli.commands import COMMANDS, listed, run_command
 from lightning_meta.cli.parser import MetaParser, qualified, reasons
@@ -190,7 +191,8 @@ class MetaCLI(LightningCLI):
         """The run's checkpoints; what is best the configuration says, or else the module."""
         settings = self._command_config().checkpoint.as_dict() | {"dirpath": str(self._checkpoint_folder())}
         if settings["monitor"] is None:
-            settings |= {"monitor": self.model.monitor, "mode": self.model.mode}
+            of_data = getattr(self.datamodule, "monitor", None)  # where it knows more, of success say
+            settings |= {"monitor": of_data or self.model.monitor, "mode": self.model.mode}
         return RunCheckpoint(**settings)
 
 

@@ -21,7 +21,7 @@ class SGD(InnerOptimizer):
     Paper: Finn, Abbeel, Levine 2017, arXiv:1703.03400.
 
     Args:
-        lr: The rate α, non-negative.
+        lr: The rate α, non-negative; or a list with the rate of each inner step, the last one's for all that follow.
         momentum: The coefficient μ, non-negative.
         nesterov: Whether momentum is Nesterov's.
         weight_decay: The coefficient λ, non-negative.
@@ -37,10 +37,18 @@ class SGD(InnerOptimizer):
     """
 
     def __init__(
-        self, lr: float = 0.01, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+        self,
+        lr: float | list[float] = 0.01,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__()
-        self.lr = check_rate("lr", lr)
+        rates = list(lr) if isinstance(lr, list | tuple) else [lr]
+        if not rates:
+            raise ConfigurationError("lr is an empty list. Give a rate, or one for each inner step.")
+        self.rates = [check_rate("lr", rate) for rate in rates]
+        self.lr = lr
         self.momentum = check_rate("momentum", momentum)
         self.weight_decay = check_rate("weight_decay", weight_decay)
         if nesterov and not momentum:
@@ -64,7 +72,8 @@ class SGD(InnerOptimizer):
             directions = state
             if self.nesterov:
                 directions = {name: grads[name] + self.momentum * state[name] for name in params}
-        return {name: torch.add(param, directions[name], alpha=-self.lr) for name, param in params.items()}, state
+        rate = self.rates[min(step, len(self.rates) - 1)]
+        return {name: torch.add(param, directions[name], alpha=-rate) for name, param in params.items()}, state
 
     def extra_repr(self) -> str:
         """The settings that matter."""

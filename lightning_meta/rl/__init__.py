@@ -5,9 +5,11 @@ from lightning_meta.rl.data_module import RLDataModule
 from lightning_meta.rl.deployment import AdaptedPolicy
 from lightning_meta.rl.environment import Box, Discrete, PolicySpaces, TaskEnvironments, TaskSuite, Transition
 from lightning_meta.rl.maml import MAMLRLModule
+from lightning_meta.rl.meta_lstm import MetaLSTMRLModule
 from lightning_meta.rl.navigation import NavigationDataModule
 from lightning_meta.rl.policies import CategoricalPolicy, GaussianPolicy, RandomPolicy
 from lightning_meta.rl.policy_gradient import PolicyGradient
+from lightning_meta.rl.reptile import ReptileRLModule
 from lightning_meta.rl.rollout import rollout
 from lightning_meta.rl.trajectories import Experience, Trajectories
 
@@ -22,11 +24,13 @@ __all__ = [
     "GaussianActions",
     "GaussianPolicy",
     "MAMLRLModule",
+    "MetaLSTMRLModule",
     "NavigationDataModule",
     "PolicyGradient",
     "PolicySpaces",
     "RLDataModule",
     "RandomPolicy",
+    "ReptileRLModule",
     "TaskEnvironments",
     "TaskSuite",
     "Trajectories",

@@ -61,6 +61,8 @@ class RLDataModule(TaskDataModule):
             meta-batch.
     """
 
+    monitor = "val/query_return"
+    """By what the best checkpoint is chosen; `"val/query_success"` where environments know of success."""
     _remedy = 'configure_suite("{split}") returned None'
 
     def __init__(

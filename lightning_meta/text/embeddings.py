@@ -11,9 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_meta.datasets.packed import cache_folder
 from lightning_meta.errors import ConfigurationError, DataError, first_line
-from lightning_meta.files import write_atomically
+from lightning_meta.files import cache_folder, write_atomically
 from lightning_meta.text.pretrained import Pretrained, extra
 
 Pooling = Literal["mean", "cls"]

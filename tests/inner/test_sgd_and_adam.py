@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_meta import MAMLModule
 from lightning_meta.inner import SGD, Adam
+from lightning_meta.testing import check_inner_optimizer
 from tests.conftest import relative_error, vector_tasks
 
 CASES = {
@@ -109,3 +110,18 @@ def test_bad_settings_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             wrong()
+
+
+def test_sgd_takes_a_rate_for_each_step():
+    optimizer, params = SGD([0.5, 0.1]), {"w": torch.tensor([1.0])}
+    found = [
+        optimizer.update({"w": torch.tensor([1.0])}, (), params, loss=torch.tensor(0.0), step=step)[0]["w"].item()
+        for step in range(3)
+    ]
+    assert found == pytest.approx([0.5, 0.9, 0.9])
+    check_inner_optimizer(lambda: SGD([0.5, 0.1], momentum=0.9))
+    assert optimizer.extra_repr() == "lr=[0.5, 0.1]"
+    with pytest.raises(ValueError, match="lr is an empty list"):
+        SGD([])
+    with pytest.raises(ValueError, match=r"must be 0 or more, got lr=-0\.1"):
+        SGD([0.5, -0.1])

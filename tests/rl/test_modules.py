@@ -8,9 +8,17 @@ import torch
 
 from lightning_meta import RunCheckpoint
 from lightning_meta.algorithms import Actor
-from lightning_meta.inner import LSLR, MetaSGD
+from lightning_meta.inner import LSLR, SGD, LSTMOptimizer, MetaSGD
 from lightning_meta.modules.evaluation import collected as collected_for
-from lightning_meta.rl import CategoricalPolicy, GaussianPolicy, MAMLRLModule, NavigationDataModule, PolicyGradient
+from lightning_meta.rl import (
+    CategoricalPolicy,
+    GaussianPolicy,
+    MAMLRLModule,
+    MetaLSTMRLModule,
+    NavigationDataModule,
+    PolicyGradient,
+    ReptileRLModule,
+)
 from lightning_meta.task import tensors_of
 from lightning_meta.testing import check_algorithm
 from tests.conftest import relative_error
@@ -25,8 +33,21 @@ MODULES = {
     "network_only": lambda **k: navigator(adapt_only="network", **k),
     "meta_sgd": lambda **k: navigator(inner_optimizer=MetaSGD(0.1), **k),
     "lslr": lambda **k: navigator(inner_optimizer=LSLR(0.1), **k),
+    "reptile": lambda **k: navigator(made=ReptileRLModule, **({"inner_optimizer": SGD([0.2, 0.1])} | k)),
+    "meta_lstm": lambda **k: navigator(made=MetaLSTMRLModule, **({"inner_optimizer": lstm()} | k)),
     "joint": lambda **k: navigator(**({"inner_steps": 0, "val_inner_steps": 2} | k)),
 }
+
+
+def lstm():
+    torch.manual_seed(0)
+    optimizer = LSTMOptimizer(4, input_bias=(-2.4, -2.0))
+    with torch.no_grad():
+        for p in optimizer.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return optimizer.double()
+
+
 every_module = pytest.mark.parametrize("name", MODULES)
 
 
