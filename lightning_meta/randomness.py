@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 # A Philox key is (seed, stream). The streams are fixed for good: changing one changes every task that was ever drawn.
 STREAMS = {"train": 0, "val": 1, "test": 2, "glyphs": 3, "omniglot_split": 4, "mini_batches": 5, "class_split": 6}
+STREAMS |= {"task_order_0": 16, "task_order_1": 17}
 
 
 def uniforms(seed: int, stream: str, numbers: Sequence[int], size: int, part: int = 0) -> NDArray[np.float64]:

@@ -4,6 +4,8 @@ from lightning_meta.rl.actions import Actions, CategoricalActions, GaussianActio
 from lightning_meta.rl.data_module import RLDataModule
 from lightning_meta.rl.deployment import AdaptedPolicy
 from lightning_meta.rl.environment import Box, Discrete, PolicySpaces, TaskEnvironments, TaskSuite, Transition
+from lightning_meta.rl.gymnasium_tasks import GymnasiumDataModule
+from lightning_meta.rl.half_cheetah import HalfCheetahDataModule
 from lightning_meta.rl.maml import MAMLRLModule
 from lightning_meta.rl.meta_lstm import MetaLSTMRLModule
 from lightning_meta.rl.navigation import NavigationDataModule
@@ -23,6 +25,8 @@ __all__ = [
     "Experience",
     "GaussianActions",
     "GaussianPolicy",
+    "GymnasiumDataModule",
+    "HalfCheetahDataModule",
     "MAMLRLModule",
     "MetaLSTMRLModule",
     "NavigationDataModule",
