@@ -8,6 +8,7 @@ from lightning_meta.rl.gymnasium_tasks import GymnasiumDataModule
 from lightning_meta.rl.half_cheetah import HalfCheetahDataModule
 from lightning_meta.rl.maml import MAMLRLModule
 from lightning_meta.rl.meta_lstm import MetaLSTMRLModule
+from lightning_meta.rl.meta_world import MetaWorldDataModule
 from lightning_meta.rl.navigation import NavigationDataModule
 from lightning_meta.rl.policies import CategoricalPolicy, GaussianPolicy, RandomPolicy
 from lightning_meta.rl.policy_gradient import PolicyGradient
@@ -29,6 +30,7 @@ __all__ = [
     "HalfCheetahDataModule",
     "MAMLRLModule",
     "MetaLSTMRLModule",
+    "MetaWorldDataModule",
     "NavigationDataModule",
     "PolicyGradient",
     "PolicySpaces",
