@@ -15,6 +15,7 @@ from lightning_meta.rl.policy_gradient import PolicyGradient
 from lightning_meta.rl.reptile import ReptileRLModule
 from lightning_meta.rl.rollout import rollout
 from lightning_meta.rl.trajectories import Experience, Trajectories
+from lightning_meta.rl.video import record_video
 
 __all__ = [
     "Actions",
@@ -42,5 +43,6 @@ __all__ = [
     "Trajectories",
     "Transition",
     "UniformActions",
+    "record_video",
     "rollout",
 ]

@@ -1,6 +1,6 @@
 """Environments of Gymnasium, each with its task."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,16 +68,29 @@ class GymnasiumSource:
         found = next((i for i, (of, _) in enumerate(self._free) if of == key), None)
         environment = self._made(task) if found is None else self._free.pop(found)[1]
         self._keys[id(environment)] = key
-        if self.set_task is not None:
-            if isinstance(self.set_task, str):
-                environment.get_wrapper_attr(self.set_task)(task)
-            else:
-                self.set_task(environment.unwrapped, task)
+        self.give(environment, task)
+        return environment  # type: ignore[no-any-return]
+
+    def give(self, environment: Any, task: Any) -> None:
+        """Give an environment its task.
+
+        Raises:
+            ValueError: Its spaces are not those of other tasks.
+        """
+        if isinstance(self.set_task, str):
+            environment.get_wrapper_attr(self.set_task)(task)
+        elif self.set_task is not None:
+            self.set_task(environment.unwrapped, task)
         for name in ("observation", "action"):
             expected, space = getattr(self, f"{name}s", None), getattr(environment, f"{name}_space", None)
             if expected is not None and space != expected:
                 raise ValueError(f"its {name}s are {space}, and those of other tasks are {expected}")
-        return environment  # type: ignore[no-any-return]
+
+    def shown(self, task: Any, horizon: int, render_mode: str | None) -> Any:
+        """An environment with this task for itself, which shows what a policy sees and ends at the horizon."""
+        environment = self._made(task, None if render_mode is None else {"render_mode": render_mode})
+        self.give(environment, task)
+        return shown(environment, self.observation, self.shape, horizon)
 
     def release(self, environment: Any) -> None:
         """Keep an environment for later."""
@@ -106,8 +119,8 @@ class GymnasiumSource:
             environment.close()
         self._free.clear()
 
-    def _made(self, task: Any) -> Any:
-        arguments = self.options | (dict(task) if self.set_task is None else {})
+    def _made(self, task: Any, more: dict[str, Any] | None = None) -> Any:
+        arguments = self.options | (more or {}) | (dict(task) if self.set_task is None else {})
         try:
             if isinstance(self.make, str):
                 return self.gymnasium.make(self.make, disable_env_checker=True, **arguments)
@@ -127,3 +140,11 @@ class GymnasiumSource:
                 f"{self.name} has the observations {self.observations}, which have no fixed shape."
             )
         return space
+
+
+def shown(environment: Any, observation: Callable[[Any], Any], shape: tuple[int, ...], horizon: int) -> Any:
+    """An environment of Gymnasium that shows what a policy sees, and ends at the horizon."""
+    gymnasium = required("gymnasium")
+    space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
+    wrappers = gymnasium.wrappers
+    return wrappers.TimeLimit(wrappers.TransformObservation(environment, observation, space), horizon)

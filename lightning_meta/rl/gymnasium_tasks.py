@@ -123,10 +123,20 @@ class GymnasiumDataModule(RLDataModule):
         if self._stage is None:
             draw = np.random.default_rng(0)
             first = tasks(draw) if callable(tasks) else tasks[0]
-            set_task = imported(self.set_task) if isinstance(self.set_task, str) else self.set_task
-            source = GymnasiumSource(imported(self.environment), set_task, self.options, first)
-            self._stage = Stage(source.name, source, source.spaces, self.environment_workers)
+            self._source = GymnasiumSource(imported(self.environment), imported(self.set_task), self.options, first)
+            self._stage = Stage(self._source.name, self._source, self._source.spaces, self.environment_workers)
         return TaskList(self._stage, split, tasks if callable(tasks) else [tasks], self.horizon, self.seed)
+
+    def environment_of(self, number: int, split: str = "test", render_mode: str | None = None) -> Any:
+        """An environment of Gymnasium with the task of this number, to adapt to, or to record: see `record_video`.
+
+        Args:
+            number: Of the task.
+            split: `"train"`, `"val"` or `"test"`.
+            render_mode: `"rgb_array"` to record it.
+        """
+        suite = self.suites[split]
+        return self._source.shown(suite.task(number), self.horizon, render_mode)  # type: ignore[attr-defined]
 
 
 def _by_split(tasks: Any) -> dict[str, Tasks]:

@@ -10,6 +10,7 @@ from lightning_meta.datamodules.arguments import check_number
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.rl.data_module import RLDataModule
 from lightning_meta.rl.environment import Box, PolicySpaces, TaskSuite
+from lightning_meta.rl.gymnasium_source import shown
 from lightning_meta.rl.imports import required
 from lightning_meta.rl.places import Environment
 from lightning_meta.rl.sawyer import SawyerKind
@@ -180,6 +181,8 @@ class MetaWorldDataModule(RLDataModule):
         self.benchmark, self.environment, self.goal_seed = benchmark, environment, goal_seed
         self.observations, self.reward_function_version = observations, reward_function_version
         self.horizon, self.environment_workers = horizon, num_workers
+        self.monitor = "val/query_success"
+        """By which the best checkpoint is chosen."""
         self._stage: Stage | None = None
         self._goals: dict[str, list[list[Goal]]] = {}
 
@@ -190,6 +193,25 @@ class MetaWorldDataModule(RLDataModule):
             spaces = PolicySpaces(source.shape, Box((-1.0,) * 4, (1.0,) * 4))
             self._stage = Stage("Meta-World", source, spaces, self.environment_workers)
         return TaskList(self._stage, split, self.goals(split), self.horizon, self.seed)
+
+    def environment_of(self, number: int, split: str = "test", render_mode: str | None = None) -> Any:
+        """Meta-World's own environment with the task of this number, to adapt to, or to record: see `record_video`.
+
+        Args:
+            number: Of the task.
+            split: `"train"`, `"val"` or `"test"`.
+            render_mode: `"rgb_array"` to record it.
+        """
+        goal = self.suites[split].task(number)  # type: ignore[attr-defined]
+        environment_class = required("metaworld.env_dict").ALL_V3_ENVIRONMENTS[goal.environment]
+        environment = environment_class(
+            reward_function_version=self.reward_function_version,
+            render_mode=render_mode,
+            camera_name="corner2" if render_mode else None,
+        )
+        environment.set_task(goal.task)
+        source = SawyerSource(self.observations, self.reward_function_version)
+        return shown(environment, source.observation, source.shape, self.horizon)
 
     def goals(self, split: str) -> list[list[Goal]]:
         """The goals of a split, 50 of each of its environments."""

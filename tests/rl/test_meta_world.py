@@ -123,6 +123,17 @@ def test_success_is_told():
     assert not achieved[:, 1].any()
 
 
+def test_an_environment_for_oneself_is_meta_worlds():
+    module = data(observations="current")
+    environment = module.environment_of(7)
+    assert type(environment.unwrapped) is ENVIRONMENTS["reach-v3"]
+    found, _ = environment.reset()
+    expected = module.suites["test"].environments([7], 1).reset(np.zeros((1, 1), np.uint64))
+    assert np.array_equal(found, expected[0, 0].numpy())
+    ends = [environment.step(np.zeros(4, np.float32))[3] for _ in range(60)]
+    assert ends == [False] * 59 + [True]
+
+
 def _goal(goal):
     import pickle
 
