@@ -23,6 +23,8 @@ SMALL = ["--data.steps_per_epoch", "2", "--data.val_tasks", "2", "--data.test_ta
 @pytest.mark.parametrize("block", range(len(PYTHON)))
 def test_python(block, tmp_path, monkeypatch):
     """As written, on a few batches."""
+    if "MetaWorld" in PYTHON[block]:
+        pytest.importorskip("metaworld", reason="metaworld, of the extra rl, is not installed")
     monkeypatch.chdir(tmp_path)
     few = {"limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1, "accelerator": "cpu"}
     monkeypatch.setattr(pl, "Trainer", partial(pl.Trainer, **few, enable_progress_bar=False))
@@ -30,7 +32,7 @@ def test_python(block, tmp_path, monkeypatch):
 
 
 def test_there_are_examples_of_all_three_ways():
-    assert len(PYTHON) == 6
+    assert README.count("```python\n") == 5
     assert len(COMMANDS) >= 4
 
 
