@@ -126,6 +126,8 @@ class MetaWorldDataModule(RLDataModule):
             devices do not divide the meta-batch, or Meta-World is not installed.
     """
 
+    monitor = "val/query_success"
+
     def __init__(
         self,
         benchmark: Benchmark = "ML1",
@@ -181,8 +183,6 @@ class MetaWorldDataModule(RLDataModule):
         self.benchmark, self.environment, self.goal_seed = benchmark, environment, goal_seed
         self.observations, self.reward_function_version = observations, reward_function_version
         self.horizon, self.environment_workers = horizon, num_workers
-        self.monitor = "val/query_success"
-        """By which the best checkpoint is chosen."""
         self._stage: Stage | None = None
         self._goals: dict[str, list[list[Goal]]] = {}
 
