@@ -6,6 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+__all__ = [
+    "ArgumentTypeError",
+    "CheckpointError",
+    "ConfigurationError",
+    "DataError",
+    "LightningMetaError",
+    "MissingFileError",
+    "NetworkError",
+    "NotFiniteError",
+]
+
 
 class LightningMetaError(Exception):
     """Base of all errors that this package raises: the command line shows one as a line, without a traceback."""

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+__all__ = ["choose_without_replacement", "uniforms"]
+
 # A Philox key is (seed, stream). The streams are fixed for good: changing one changes every task that was ever drawn.
 STREAMS = {"train": 0, "val": 1, "test": 2, "glyphs": 3, "omniglot_split": 4, "mini_batches": 5, "class_split": 6}
 STREAMS |= {"task_order_0": 16, "task_order_1": 17}

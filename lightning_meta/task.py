@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
 
+__all__ = ["Examples", "Task", "TaskDistribution", "stack_tasks"]
+
 Tree = TypeVar("Tree")
 
 
