@@ -1,4 +1,4 @@
-"""Pages of the site that are not files in docs/: README, changelog and a reference of every public name.
+"""Pages of the site that are not files in docs/: README, contributing, changelog and a reference of every public name.
 
 mkdocs calls the functions `on_...`: see mkdocs.yml.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "lightning_meta"
-FRONT = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
+FRONT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 TO_COME = {"images.md", "text.md", "reinforcement_learning.md", "meta_world.md"}
 """Pages that have a place in the navigation, and appear there once they are written."""
 

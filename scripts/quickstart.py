@@ -117,7 +117,7 @@ Glyphs, {classes}-way {data.test_k_shot}-shot: accuracy on {data.test_tasks} tes
 Checkpoint   {folder / "checkpoints/best.ckpt"}
 Log          {folder / "logs/fit/metrics.csv"}
 Figures      {figures / "episode.png"}, {figures / "adaptation.png"}
-Took {(time.perf_counter() - start) / 60:.1f} minutes. Next: README.md, "Three ways in"."""
+Took {(time.perf_counter() - start) / 60:.1f} minutes. Next: docs/first_run.md."""
     )
 
 

@@ -1,8 +1,7 @@
-"""What the README and the documents beside it show works."""
+"""What the README and the pages beside it show works."""
 
+import importlib
 import re
-import shlex
-from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -11,73 +10,94 @@ import pytest
 from lightning_meta.cli.main import main
 from tests.cli.test_main import QUIET
 from tests.datamodules.test_image_folder import photos
+from tests.documents import PAGES, ROOT, blocks, commands, files, programs
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-DOCUMENTS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
-PYTHON = re.findall(r"```python\n(.*?)```", README + "".join(DOCUMENTS.values()), re.DOTALL)
-COMMANDS = re.findall(r"^lightning-meta (.*)$", README, re.MULTILINE)
+PROGRAMS = [(page, number) for page in PAGES for number in range(len(programs(page)))]
 SMALL = ["--data.steps_per_epoch", "2", "--data.val_tasks", "2", "--data.test_tasks", "2", "--trainer.max_epochs", "1"]
+OURS = [page for page in PAGES if any(words[0] == "lightning-meta" for words in commands(page))]
 
 
-@pytest.mark.parametrize("block", range(len(PYTHON)))
-def test_python(block, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("page", "number"), PROGRAMS, ids=lambda value: str(value))
+def test_python(page, number, tmp_path, monkeypatch):
     """As written, on a few batches."""
-    if "MetaWorld" in PYTHON[block]:
-        pytest.importorskip("metaworld", reason="metaworld, of the extra rl, is not installed")
+    program = programs(page)[number]
+    if program.mark.startswith("not run: "):
+        compile(program.code, page, "exec")
+        return
+    if program.mark.startswith("needs "):
+        library = program.mark.removeprefix("needs ")
+        pytest.importorskip(library, reason=f"{page} shows {library}, which is not installed")
     monkeypatch.chdir(tmp_path)
+    if "photos" in program.code:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        photos(tmp_path / "photos", [f"class{i}" for i in range(30)], each=7)
     few = {"limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1, "accelerator": "cpu"}
-    monkeypatch.setattr(pl, "Trainer", partial(pl.Trainer, **few, enable_progress_bar=False))
-    exec(compile(PYTHON[block], f"README block {block}", "exec"), {"__name__": "readme"})
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer
+    monkeypatch.setattr(pl, "Trainer", lambda **given: trainer(**given | few | quiet))
+    exec(compile(program.code, f"{page}, program {number}", "exec"), {"__name__": "readme"})
 
 
 def test_there_are_examples_of_all_three_ways():
-    assert README.count("```python\n") == 5
-    assert len(COMMANDS) >= 4
+    code = "\n".join(program.code for page in PAGES for program in programs(page))
+    assert len(PROGRAMS) > 20
+    assert "class RegularizedMAML(MAMLModule)" in code
+    assert "trainer.fit(module, data)" in code
+    assert len(OURS) >= 3
 
 
-def test_commands(tmp_path, request):
-    """In the order written: `test` finds the checkpoint that `fit` left."""
-    for command in COMMANDS:
-        if "photos" in command:
-            continue
-        arguments = shlex.split(command)
-        if "DATA" in arguments:
-            arguments[arguments.index("DATA")] = str(request.getfixturevalue("omniglot_root"))
-        config = arguments.index("--config") + 1
-        run = tmp_path / Path(arguments[config]).stem
-        arguments[config] = str(ROOT / arguments[config])
-        main([*arguments, *SMALL, *QUIET, "--trainer.default_root_dir", str(run)])
+def test_what_is_not_run_says_why():
+    for page in PAGES:
+        for language in ("python", "bash"):
+            for block in blocks(page, language):
+                assert re.fullmatch(r"|continues|needs \w+|not run: \w.{10,}", block.mark), (page, block.mark)
+        assert not list(blocks(page, "py")), page
 
 
-def test_own_images(tmp_path, monkeypatch):
-    """The commands with the configuration that is shown, on photos of sizes and numbers of their own."""
+@pytest.mark.parametrize("page", OURS)
+def test_commands(page, tmp_path, monkeypatch, request):
+    """In the order written, on a few tasks: `test` finds the checkpoint that `fit` left."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (shown,) = re.findall(r"```yaml\n# photos.yaml\n(.*?)```", README, re.DOTALL)
-    Path("photos.yaml").write_text(shown)
-    photos(tmp_path / "photos", [f"class{i}" for i in range(30)], each=6)
-    commands = [command for command in COMMANDS if "photos" in command]
-    assert len(commands) == 2
-    for command in commands:
-        made = main([*shlex.split(command), *SMALL, *QUIET])
-    assert "test/query_accuracy" in made.trainer.callback_metrics
-    assert Path("runs/photos/classes.json").is_file()
+    for name in ("configs", "scripts"):
+        Path(name).symlink_to(ROOT / name)
+    for name, content in files(page):
+        Path(name).write_text(content)
+    if "photos" in PAGES[page]:
+        photos(tmp_path / "photos", [f"class{i}" for i in range(30)], each=7)
+    for words in commands(page):
+        if words[0] != "lightning-meta":
+            continue
+        if "DATA" in words:
+            words[words.index("DATA")] = str(request.getfixturevalue("omniglot_root"))
+        runs = words[1] in ("fit", "validate", "test", "predict")
+        main([*words[1:], *(SMALL + QUIET if runs else [])])
 
 
-def test_every_path_that_is_named_exists():
-    for path in re.findall(r"`((?:configs|scripts|lightning_meta|tests)/[\w/.]*)`", README):
+@pytest.mark.parametrize("page", PAGES)
+def test_what_the_pages_name_is_there(page):
+    text, folder = PAGES[page], (ROOT / page).parent
+    for path in re.findall(r"`((?:configs|scripts|lightning_meta|tests|benchmarks|docs)/[\w/.]*)`", text):
         assert (ROOT / path).exists(), path
-    for path in re.findall(r"\]\(([\w/.]+)\)", README):
+    for path in re.findall(r"\]\(([\w/.]+)(?:#[\w-]+)?\)", text):
+        generated = folder.name == "docs" and (path.startswith("reference/") or path in ("contributing.md", "index.md"))
+        assert generated or (folder / path).exists(), path
+    for path in re.findall(r"`\./scripts/test ([\w/.]+)", text):
         assert (ROOT / path).exists(), path
+    for words in commands(page):
+        for word in words[:2]:
+            if "/" in word and word.startswith(("./scripts", "scripts", "benchmarks")):
+                assert (ROOT / word).is_file(), word
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_what_the_documents_name_is_there(name):
-    document = DOCUMENTS[name]
-    for path in re.findall(r"`((?:configs|scripts|lightning_meta|tests)/[\w/.]*)`", document):
-        assert (ROOT / path).exists(), path
-    for path in re.findall(r"\]\(([\w/.]+)\)", document):
-        assert (ROOT / "docs" / path).exists(), path
-    for path in re.findall(r"`\./scripts/test ([\w/.]+)", document):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("page", PAGES)
+def test_names_of_the_package_that_the_pages_mention_exist(page):
+    for module, name in re.findall(r"`(lightning_meta(?:\.[a-z_]+)*)\.(\w+)`", PAGES[page]):
+        found = importlib.import_module(module)
+        assert hasattr(found, name) or importlib.import_module(f"{module}.{name}"), f"{module}.{name}"
+
+
+def test_the_readme_is_a_front_page():
+    assert len(PAGES["README.md"].split()) <= 1200
+    assert "./scripts/quickstart" in PAGES["README.md"]
+    assert "./scripts/test" in PAGES["README.md"]
