@@ -96,7 +96,8 @@ class TaskResults(pl.Callback):
         before = sum(map(_number, row.values))
         row.values.append(values)
         source = self._source(trainer, dataloader_idx)
-        row.sizes = {} if batch.query.mask is not None else _sizes(batch)
+        if batch.query.mask is None and "query_return" not in values:  # data that is collected is not in the batch
+            row.sizes = _sizes(batch)
         if source is not None:
             row.sizes = {"way": _size(source.n_way), "shot": _size(source.k_shot), "queries": _size(source.n_query)}
             numbers = _loaders(trainer)[dataloader_idx].batches.numbers(batch_idx)

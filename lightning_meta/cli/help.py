@@ -70,7 +70,7 @@ def own_classes(action: Action) -> list[str]:
     """The paths of this package's classes that an option takes."""
     list_all: Callable[[], str] = getattr(action, "extra_help", str)
     found = re.findall(r"lightning_meta\.(?!cli\.)(?:\w+\.)*\w+", list_all())
-    networks = [path for path in found if path.rsplit(".", 1)[-1] in models.__all__]
+    networks = sorted(path for path in found if path.rsplit(".", 1)[-1] in models.__all__)
     return networks or found  # an algorithm is an nn.Module, too, but no network
 
 

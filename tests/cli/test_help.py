@@ -6,7 +6,7 @@ import re
 import pytest
 from lightning.pytorch import LightningDataModule
 
-from lightning_meta import datamodules, modules
+from lightning_meta import datamodules, models, modules
 from lightning_meta.cli.help import short_value
 from lightning_meta.cli.main import main
 
@@ -82,7 +82,8 @@ def test_the_help_of_a_command(command, help_of):
 
 def test_networks_of_the_package_are_named_and_helped_with(help_of):
     network = entries(help_of("fit", "--model.help", "MAMLModule"))["network"]
-    assert network.endswith("(required; such as lightning_meta.MLP, lightning_meta.ContextMLP, lightning_meta.Conv4)")
+    named = ", ".join(f"lightning_meta.{name}" for name in sorted(models.__all__))
+    assert network.endswith(f"(required; such as {named})")
     assert (
         "(default: 64)" in entries(help_of("fit", "--model", "MAMLModule", "--model.network.help", "Conv4"))["hidden"]
     )
