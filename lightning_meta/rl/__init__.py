@@ -4,6 +4,7 @@ from lightning_meta.rl.actions import Actions, CategoricalActions, GaussianActio
 from lightning_meta.rl.data_module import RLDataModule
 from lightning_meta.rl.deployment import AdaptedPolicy
 from lightning_meta.rl.environment import Box, Discrete, PolicySpaces, TaskEnvironments, TaskSuite, Transition
+from lightning_meta.rl.figures import NavigationFigures, plot_paths
 from lightning_meta.rl.gymnasium_tasks import GymnasiumDataModule
 from lightning_meta.rl.half_cheetah import HalfCheetahDataModule
 from lightning_meta.rl.maml import MAMLRLModule
@@ -33,6 +34,7 @@ __all__ = [
     "MetaLSTMRLModule",
     "MetaWorldDataModule",
     "NavigationDataModule",
+    "NavigationFigures",
     "PolicyGradient",
     "PolicySpaces",
     "RLDataModule",
@@ -43,6 +45,7 @@ __all__ = [
     "Trajectories",
     "Transition",
     "UniformActions",
+    "plot_paths",
     "record_video",
     "rollout",
 ]

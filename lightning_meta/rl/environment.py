@@ -12,6 +12,7 @@ a `TaskSuite` has the tasks of a split by number, and `TaskEnvironments` are the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -94,15 +95,18 @@ class PolicySpaces:
         """
         if isinstance(self.actions, Discrete):
             return actions
-        low, high = (torch.tensor(b, dtype=actions.dtype, device=actions.device) for b in _bounds(self.actions))
-        bounded = torch.isfinite(low) & torch.isfinite(high)
-        low, high = torch.where(bounded, low, -1), torch.where(bounded, high, 1)
-        scaled = low + (actions.clamp(-1, 1) + 1) / 2 * (high - low)
-        return torch.where(bounded, scaled, actions)
+        bounded, low, half = _scale(self.actions, actions.dtype, actions.device)
+        scaled = low + (actions.clamp(-1, 1) + 1) * half
+        return scaled if bounded is None else torch.where(bounded, scaled, actions)
 
 
-def _bounds(box: Box) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return box.low, box.high
+@lru_cache
+def _scale(box: Box, dtype: torch.dtype, device: torch.device) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Which numbers have both bounds (`None` if all have), the lower bounds, and half of the ranges."""
+    low, high = (torch.tensor(bound, dtype=dtype, device=device) for bound in (box.low, box.high))
+    bounded = torch.isfinite(low) & torch.isfinite(high)
+    low, high = torch.where(bounded, low, -1), torch.where(bounded, high, 1)
+    return None if bool(bounded.all()) else bounded, low, (high - low) / 2
 
 
 class Transition(NamedTuple):
