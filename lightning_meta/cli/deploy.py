@@ -42,7 +42,7 @@ def adapt(options: argparse.Namespace) -> None:
     module = _module_class(checkpoint, path).load_from_checkpoint(path, map_location="cpu")
     size, grayscale = _image_options(options, checkpoint)
     files = list_folders(Path(options.support))
-    inputs = _read(files.paths, size, grayscale)
+    inputs = _read([Path(path) for path in files.paths], size, grayscale)
     network = module.adapt_to(inputs, torch.tensor(files.targets), options.steps)
     outputs = network(inputs[:1]).shape[-1]
     if outputs < len(files.classes):

@@ -155,14 +155,16 @@ class ImageFolderDataModule(EpisodicDataModule):
         self.split_classes: dict[str, list[str]] = {}
         """The classes of each split, once `setup` has run."""
         self._record = SplitRecord()
+        self._prepared: dict[str, Dataset[Any]] | None = None
 
     def prepare_data(self) -> None:
         """Decode the images that are not decoded yet, on one process of each machine."""
-        self._load()
+        self._prepared = self._load()
 
     def configure_datasets(self) -> None:
         """Take the decoded images, and divide their classes into splits."""
-        found = self._load()
+        found = self._load() if self._prepared is None else self._prepared  # 60,000 files are looked at once
+        self._prepared = None
         if set(found) == {""}:
             parts = class_split(found[""], self.split, self.split_seed)
             found = {name: part for name, part in zip(SPLITS, parts, strict=True) if len(part)}

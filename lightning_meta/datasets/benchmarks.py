@@ -220,7 +220,7 @@ def _flowers(root: Path) -> ImageFiles | None:
 def _numbered(pairs: list[tuple[Path, str]]) -> ImageFiles:
     classes = sorted({label for _, label in pairs})
     numbers = {label: number for number, label in enumerate(classes)}
-    return ImageFiles([path for path, _ in pairs], [numbers[label] for _, label in pairs], classes)
+    return ImageFiles([str(path) for path, _ in pairs], [numbers[label] for _, label in pairs], classes)
 
 
 _FINE_GRAINED: Mapping[str, Callable[[Path], ImageFiles | None]] = {

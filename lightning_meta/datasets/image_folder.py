@@ -4,7 +4,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,21 +23,23 @@ OnUnreadable = Literal["raise", "skip"]
 
 EXTENSIONS = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 SPLITS = ("train", "val", "test")
-_FORMAT = 1
+_FORMAT = 2
 _SHOWN = 200
 """From so many images on there is a progress bar."""
+_TOGETHER = 64
+"""How many images a thread decodes before it tells of them."""
 
 
 class ImageFiles(NamedTuple):
     """Files of images, class by class.
 
     Attributes:
-        paths: The files.
+        paths: The files, as text: of many thousands, `Path`s would take tens of megabytes.
         targets: The class number of each.
         classes: The name of each class number.
     """
 
-    paths: list[Path]
+    paths: list[str]
     targets: list[int]
     classes: list[str]
 
@@ -58,12 +60,22 @@ def list_folders(root: Path) -> ImageFiles:
     return _by_class({name: paths for name, paths in found.items() if paths}, root)
 
 
-def _images(folder: Path) -> list[Path]:
-    shown = (path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts))
-    return sorted(path for path in shown if path.suffix.lower() in EXTENSIONS and path.is_file())
+def _images(folder: Path) -> list[str]:
+    return sorted(_walk(str(folder)), key=lambda path: path.split(os.sep))
 
 
-def _by_class(found: Mapping[str, Sequence[Path]], source: Path) -> ImageFiles:
+def _walk(folder: str) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path)
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():
+                yield entry.path
+
+
+def _by_class(found: Mapping[str, Sequence[str]], source: Path) -> ImageFiles:
     if not found:
         raise ConfigurationError(
             f"{source} has no images. Images of a class belong into a folder with its name, {source}/<class>/*.jpg, or "
@@ -100,16 +112,16 @@ def list_table(table: Path, root: Path, column: str = "path") -> dict[str, Image
             raise ConfigurationError(
                 f"{table} needs the columns {column} and label; its first line has {list(columns)}."
             )
-        found: dict[str, dict[str, list[Path]]] = {}
+        found: dict[str, dict[str, list[str]]] = {}
         for row in reader:
             split = (row.get("split") or "").strip()
             if split not in ("", *SPLITS):
                 raise ConfigurationError(f"{table}, line {reader.line_num}: split {split!r} is not train, val or test.")
-            found.setdefault(split, {}).setdefault(row["label"], []).append(root / row[column])
+            found.setdefault(split, {}).setdefault(row["label"], []).append(str(root / row[column]))
     return {split: _by_class(dict(sorted(classes.items())), table) for split, classes in found.items()}
 
 
-def read_image(path: Path, size: int, grayscale: bool) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def read_image(path: str | Path, size: int, grayscale: bool) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """An image as `(C, size, size)` uint8: upright, its shorter side resized, and the middle of the longer one.
 
     What is transparent becomes white; 16 bits are scaled to 8.
@@ -186,34 +198,38 @@ def load_images(
         )
     data = ClassDataset(torch.from_numpy(np.load(target, mmap_mode="c")), files.targets, files.classes)
     data.key = target.stem
-    return Subset(data, [i for i, path in enumerate(files.paths) if str(path) not in unreadable]), unreadable
+    return Subset(data, [i for i, path in enumerate(files.paths) if path not in unreadable]), unreadable
 
 
 def _key(files: ImageFiles, shape: tuple[int, ...]) -> str:
     """Of the files as they are now and the images that are made of them."""
-    states = []
+    digest = hashlib.sha256(repr((_FORMAT, shape)).encode())
     for path in files.paths:
         try:
-            state = path.stat()
-            states.append((str(path.absolute()), state.st_size, state.st_mtime_ns))
+            state = os.stat(path)
+            size, time = state.st_size, state.st_mtime_ns
         except OSError:
-            states.append((str(path.absolute()), -1, -1))
-    return hashlib.sha256(repr((_FORMAT, shape, states)).encode()).hexdigest()[:32]
+            size, time = -1, -1
+        digest.update(f"{os.path.abspath(path)}\0{size} {time}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:32]
 
 
 def _decode(files: ImageFiles, shape: tuple[int, ...], target: Path, about: Path, name: str) -> None:
     unreadable: dict[str, str] = {}
 
-    def decode(place: int) -> None:
-        path = files.paths[place]
-        try:
-            images[place] = read_image(path, shape[-1], shape[1] == 1)
-        except Exception as error:  # whatever a broken file makes a decoder raise
-            unreadable[str(path)] = first_line(error)
+    def decode(places: range) -> int:
+        for place in places:
+            path = files.paths[place]
+            try:
+                images[place] = read_image(path, shape[-1], shape[1] == 1)
+            except Exception as error:  # whatever a broken file makes a decoder raise
+                unreadable[path] = first_line(error)
+        return len(places)
 
+    count = len(files.paths)
     with new_array(target, shape, np.uint8, "The decoded images") as images, ThreadPoolExecutor(os.cpu_count()) as pool:
-        places = range(len(files.paths))
-        found = pool.map(decode, places)
-        for _ in tqdm(found, f"Decoding {name}", len(places), unit="image", disable=len(places) < _SHOWN):
-            pass
+        parts = [range(start, min(start + _TOGETHER, count)) for start in range(0, count, _TOGETHER)]
+        with tqdm(desc=f"Decoding {name}", total=count, unit="image", disable=count < _SHOWN) as progress:
+            for done in pool.map(decode, parts):
+                progress.update(done)
         write_atomically(about, json.dumps(unreadable, indent=1).encode())

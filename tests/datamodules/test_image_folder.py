@@ -215,3 +215,28 @@ def test_reading_takes_no_memory_of_its_own(tmp_path):
     maps = Path("/proc/self/maps").read_text()
     assert any(".npy" in line and str(tmp_path / "cache") in line for line in maps.splitlines())
     assert pixels.dtype == torch.uint8
+
+
+def test_files_are_looked_at_once_in_a_process(tmp_path, monkeypatch):
+    photos(tmp_path / "photos", [f"class{i}" for i in range(10)])
+    looked = []
+    own = ImageFolderDataModule._files
+    monkeypatch.setattr(ImageFolderDataModule, "_files", lambda self: looked.append(1) or own(self))
+    data = module(tmp_path / "photos", tmp_path)
+    data.prepare_data()
+    data.setup()
+    assert len(looked) == 1
+    again = module(tmp_path / "photos", tmp_path)  # a process that prepares nothing
+    again.setup()
+    assert len(looked) == 2
+    assert again.split_classes == data.split_classes
+
+
+def test_files_of_a_class_are_in_the_order_of_their_folders(tmp_path):
+    for name in ("b/2.png", "b-1.png", "b/.hidden/3.png", "a/x/1.PNG", "a/0.txt", "c.jpeg", ".d.png"):
+        path = tmp_path / "class" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    found = image_folder.list_folders(tmp_path).paths
+    assert found == [str(tmp_path / "class" / name) for name in ("a/x/1.PNG", "b/2.png", "b-1.png", "c.jpeg")]
+    assert found == [str(path) for path in sorted(map(Path, found))]
