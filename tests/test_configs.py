@@ -1,5 +1,7 @@
 """Every shipped configuration runs, at a small size, through the command line."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,9 @@ from lightning_meta import (
 from lightning_meta.cli.main import main
 from lightning_meta.inner import LSLR, SGD, LSTMOptimizer, MetaCurvature, MetaSGD
 from lightning_meta.rl import MAMLRLModule, MetaLSTMRLModule, RandomPolicy, ReptileRLModule
+from lightning_meta.text import generated_texts
 from tests.cli.test_main import QUIET
+from tests.text.models import save_model
 
 ROOT = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.yaml") if path.parent.name != "trainer")
@@ -69,9 +73,25 @@ def test_the_promised_configurations_are_there():
     promised = {f"{name}/{data}_5way_1shot.yaml" for name in classifiers for data in ("glyphs", "omniglot")}
     promised |= {f"maml/omniglot_{n}way_{k}shot.yaml" for n in (5, 20) for k in (1, 5)}
     promised |= {f"{name}/sinusoid_5shot.yaml" for name in ("maml", "meta_sgd", "meta_curvature", "cavia")}
-    promised |= {"maml/sinusoid_10shot.yaml", "maml/omniglot_5to20way_1to5shot.yaml"}
+    promised |= {"maml/sinusoid_10shot.yaml", "maml/omniglot_5to20way_1to5shot.yaml", "protonet/texts.yaml"}
     promised |= {f"{name}/navigation.yaml" for name in HALLMARKS if "/" in name}
+    algorithms, texts = ("protonet", "maml", "anil", "protomaml", "reptile", "meta_lstm"), ("banking77", "clinc150")
+    promised |= {f"{name}/{data}_5way_{k}shot.yaml" for name in algorithms for data in texts for k in (1, 5)}
     assert promised <= set(CONFIGS)
+
+
+def text_options(tmp_path):
+    """A small table and splits in the layout of the data, and a tiny model with vectors as long as MiniLM's."""
+    model = save_model(tmp_path / "model", hidden_size=384, num_hidden_layers=1)
+    lines = [json.dumps({"text": text, "label": label}) for text, label in generated_texts(12)]
+    topics = sorted({label for _, label in generated_texts(12)})
+    fold = {"train": topics[:12], "val": topics[12:20], "test": topics[20:]}
+    for data in ("banking77", "clinc150"):
+        (tmp_path / f"{data}.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+        (tmp_path / f"{data}_splits_protaugment.json").write_text(json.dumps({"folds": [fold]}))
+    table = "".join(f'"{text}",{label}\n' for text, label in generated_texts(12))
+    (tmp_path / "texts.csv").write_text("text,label\n" + table)
+    return ["--data.root", str(tmp_path), "--data.model", model, "--data.cache", str(tmp_path / "cache")]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -82,6 +102,9 @@ def test_configuration(name, tmp_path, request):
     ]  # fmt: skip
     if "omniglot" in name:
         arguments += ["--data.root", str(request.getfixturevalue("omniglot_root"))]
+    is_text = "TextDataModule" in (ROOT / name).read_text()
+    if is_text:
+        arguments += text_options(tmp_path)
     if "glyphs" in name:
         arguments += ["--data.train_classes", "30", "--data.val_classes", "30", "--data.test_classes", "30"]
     if "navigation" in name:
@@ -98,9 +121,9 @@ def test_configuration(name, tmp_path, request):
         assert torch.isfinite(measured["test/query_return"])
         assert fitted.trainer.checkpoint_callback.monitor == "val/query_return"
         return
-    images, labels = torch.rand(10, 1, 28, 28), torch.arange(5).repeat(2)
+    inputs, labels = torch.rand(10, *((384,) if is_text else (1, 28, 28))), torch.arange(5).repeat(2)
     if "sinusoid" not in name:
-        assert len(fitted.model.adapt_to(images, labels)(images[:3])) == 3
+        assert len(fitted.model.adapt_to(inputs, labels)(inputs[:3])) == 3
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "lr_scheduler" in (ROOT / name).read_text()])

@@ -2,6 +2,7 @@
 
 from lightning_meta.text.datamodule import TextDataModule
 from lightning_meta.text.encoder import TextClassifier, TextEncoder
+from lightning_meta.text.generated import generated_texts
 from lightning_meta.text.tables import Texts, read_texts
 
-__all__ = ["TextClassifier", "TextDataModule", "TextEncoder", "Texts", "read_texts"]
+__all__ = ["TextClassifier", "TextDataModule", "TextEncoder", "Texts", "generated_texts", "read_texts"]

@@ -44,8 +44,8 @@ def model_folder(model: str) -> Path:
         DataError: The folder holds no model.
     """
     path = Path(model).expanduser()
-    if not path.is_dir():
-        path = _package_folder(model) or _hub_folder(model)
+    if not (path / "config.json").is_file():
+        path = _package_folder(model) or (path if path.is_dir() else _hub_folder(model))
     if not (path / "config.json").is_file() or not any(next(path.glob(kind), None) for kind in _WEIGHTS):
         raise DataError(
             f"model={model!r}: the folder {path} holds no model. It must have config.json, the weights "

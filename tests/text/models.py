@@ -26,14 +26,14 @@ def save_model(folder, kind="bert", seed=0, **options):
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names)
     torch.manual_seed(seed)
-    sizes = {"vocab_size": len(vocabulary), "max_position_embeddings": 130, "pad_token_id": 0}
+    sizes = {"vocab_size": len(vocabulary), "max_position_embeddings": 130, "pad_token_id": 0} | options
     if kind == "distilbert":
-        config = transformers.DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=24, **sizes | options)
+        config = transformers.DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=24, **sizes)
     else:
         config = {
             "bert": transformers.BertConfig, "roberta": transformers.RobertaConfig, "mpnet": transformers.MPNetConfig
         }[kind](
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, **sizes | options
+            **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24} | sizes
         )  # fmt: skip
     model = transformers.AutoModel.from_config(config)
     with torch.no_grad():  # as initialized, attention is almost uniform
