@@ -10,6 +10,7 @@ from lightning_meta.rl.half_cheetah import HalfCheetahDataModule
 from lightning_meta.rl.maml import MAMLRLModule
 from lightning_meta.rl.meta_lstm import MetaLSTMRLModule
 from lightning_meta.rl.meta_world import MetaWorldDataModule
+from lightning_meta.rl.meta_world_agent import MetaWorldAgent
 from lightning_meta.rl.navigation import NavigationDataModule
 from lightning_meta.rl.policies import CategoricalPolicy, GaussianPolicy, RandomPolicy
 from lightning_meta.rl.policy_gradient import PolicyGradient
@@ -32,6 +33,7 @@ __all__ = [
     "HalfCheetahDataModule",
     "MAMLRLModule",
     "MetaLSTMRLModule",
+    "MetaWorldAgent",
     "MetaWorldDataModule",
     "NavigationDataModule",
     "NavigationFigures",
