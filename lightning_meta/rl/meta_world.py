@@ -1,10 +1,7 @@
 """Tasks of Meta-World."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal, TypeAlias
 
 from lightning_meta.datamodules.arguments import check_number
 from lightning_meta.errors import ConfigurationError
@@ -12,75 +9,11 @@ from lightning_meta.rl.data_module import RLDataModule
 from lightning_meta.rl.environment import Box, PolicySpaces, TaskSuite
 from lightning_meta.rl.gymnasium_source import shown
 from lightning_meta.rl.imports import required
-from lightning_meta.rl.places import Environment
-from lightning_meta.rl.sawyer import SawyerKind
+from lightning_meta.rl.sawyer_source import SIZES, Goal, Observations, SawyerSource
 from lightning_meta.rl.stepped import Stage, TaskList
 
 Benchmark: TypeAlias = Literal["ML1", "ML10", "ML45"]
-Observations: TypeAlias = Literal["all", "current"]
-
-SIZES: dict[Observations, int] = {"all": 39, "current": 18}
 LONGEST = 500
-
-
-class Goal(NamedTuple):
-    """A task of Meta-World: an environment with places of its object and of the goal.
-
-    Attributes:
-        environment: Such as `"reach-v3"`.
-        number: Which of its goals in the split.
-        task: Meta-World's own object, for an environment's `set_task`.
-    """
-
-    environment: str
-    number: int
-    task: Any
-
-    def __str__(self) -> str:
-        return f"goal {self.number} of {self.environment}"
-
-
-class SawyerSource:
-    """Has environments of Meta-World.
-
-    Args:
-        observations: What a policy sees of the 39 numbers.
-        reward_function_version: `"v1"` or `"v2"`.
-    """
-
-    def __init__(self, observations: Observations, reward_function_version: str) -> None:
-        self.reward_function_version = reward_function_version
-        self.shape: tuple[int, ...] = (SIZES[observations],)
-        self._kinds: dict[str, SawyerKind] = {}
-        self._free: list[Any] = []
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_kinds": {}, "_free": []}
-
-    def acquire(self, task: Goal) -> Environment:
-        """An environment with this goal."""
-        kind = self._kinds.get(task.environment)
-        if kind is None:
-            environment_class = required("metaworld.env_dict").ALL_V3_ENVIRONMENTS[task.environment]
-            kind = self._kinds[task.environment] = SawyerKind(environment_class, self.reward_function_version)
-        environment = kind.environment()
-        environment.set_task(task.task)
-        return environment  # type: ignore[no-any-return]
-
-    def release(self, environment: Any) -> None:
-        """Nothing: making an environment of a kind that is there costs nothing."""
-
-    def observation(self, raw: Any) -> NDArray[np.floating[Any]]:
-        """The hand and the objects now, the same of the step before, and three zeros in place of the goal."""
-        return np.asarray(raw[: self.shape[0]], dtype=np.float32)
-
-    def action(self, action: Any) -> Any:
-        """As it is."""
-        return action
-
-    def close(self) -> None:
-        """End the simulations."""
-        self._kinds.clear()
 
 
 class MetaWorldDataModule(RLDataModule):
@@ -103,6 +36,8 @@ class MetaWorldDataModule(RLDataModule):
         horizon: The most steps of an episode, at most the 500 of Meta-World.
         observations: `"all"` 39 numbers, or the 18 of the `"current"` step, without those of the step before and the
             zeros.
+        scaled: Whether positions are in units of 0.1 m from about where things begin, instead of in metres: a network
+            hardly sees differences of a few hundredths. The same for all tasks and all of training.
         reward_function_version: `"v2"`, from 0 to 10 a step, or `"v1"`. Returns of different versions are no more
             comparable than those of different environments.
         goal_seed: Which goals; those of test are of the next seed in ML1.
@@ -134,6 +69,7 @@ class MetaWorldDataModule(RLDataModule):
         environment: str | None = None,
         horizon: int = LONGEST,
         observations: Observations = "all",
+        scaled: bool = True,
         reward_function_version: Literal["v1", "v2"] = "v2",
         goal_seed: int = 42,
         episodes: int = 10,
@@ -181,7 +117,7 @@ class MetaWorldDataModule(RLDataModule):
         check_number("goal_seed", goal_seed, 0, 2**32 - 2)
         check_number("num_workers", num_workers, 0, 1024)
         self.benchmark, self.environment, self.goal_seed = benchmark, environment, goal_seed
-        self.observations, self.reward_function_version = observations, reward_function_version
+        self.observations, self.scaled, self.reward_function_version = observations, scaled, reward_function_version
         self.horizon, self.environment_workers = horizon, num_workers
         self._stage: Stage | None = None
         self._goals: dict[str, list[list[Goal]]] = {}
@@ -189,7 +125,7 @@ class MetaWorldDataModule(RLDataModule):
     def configure_suite(self, split: str) -> TaskSuite:
         """The goals of a split, with the environments of all splits."""
         if self._stage is None:
-            source = SawyerSource(self.observations, self.reward_function_version)
+            source = self._source()
             spaces = PolicySpaces(source.shape, Box((-1.0,) * 4, (1.0,) * 4))
             self._stage = Stage("Meta-World", source, spaces, self.environment_workers)
         return TaskList(self._stage, split, self.goals(split), self.horizon, self.seed)
@@ -210,7 +146,7 @@ class MetaWorldDataModule(RLDataModule):
             camera_name="corner2" if render_mode else None,
         )
         environment.set_task(goal.task)
-        source = SawyerSource(self.observations, self.reward_function_version)
+        source = self._source()
         return shown(environment, source.observation, source.shape, self.horizon)
 
     def goals(self, split: str) -> list[list[Goal]]:
@@ -223,6 +159,9 @@ class MetaWorldDataModule(RLDataModule):
                 "test": _by_environment(published.test_tasks),
             }
         return self._goals[split]
+
+    def _source(self) -> SawyerSource:
+        return SawyerSource(self.observations, self.scaled, self.reward_function_version)
 
     def _made(self, seed: int) -> Any:
         # Its classes, since gymnasium.make_vec("Meta-World/ML1-train") makes environments of the test split.

@@ -12,7 +12,7 @@ from lightning_meta.errors import ConfigurationError
 from lightning_meta.modules.evaluation import with_gradients
 from lightning_meta.randomness import uniforms
 from lightning_meta.rl.data_module import NumberedTasks
-from lightning_meta.rl.meta_world import SIZES, Observations
+from lightning_meta.rl.sawyer_source import Observations, SawyerSource
 from lightning_meta.rl.trajectories import Trajectories
 
 
@@ -26,6 +26,7 @@ class MetaWorldAgent:
         module: Such as a trained `MAMLRLModule`.
         environments: How many there are, each with a task: `num_envs` of the vector environment.
         observations: What its policy sees, as of its `MetaWorldDataModule`.
+        scaled: The same.
         seed: What is random in its actions follows from it.
 
     Example:
@@ -35,8 +36,16 @@ class MetaWorldAgent:
         ...     return metalearning_evaluation(agent, environments, adaptation_steps=1, adaptation_episodes=10)[0]
     """
 
-    def __init__(self, module: Any, environments: int, observations: Observations = "all", seed: int = 0) -> None:
-        self.module, self.environments, self.size, self.seed = module, environments, SIZES[observations], seed
+    def __init__(
+        self,
+        module: Any,
+        environments: int,
+        observations: Observations = "all",
+        scaled: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.module, self.environments, self.seed = module, environments, seed
+        self.source = SawyerSource(observations, scaled, "v2")
         self._act: Actor | None = None
         self._steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._ends: list[NDArray[np.bool_]] = []
@@ -99,7 +108,8 @@ class MetaWorldAgent:
             raise ConfigurationError(
                 f"The agent was made for {self.environments} environments of 39 numbers, got {observations.shape}."
             )
-        return torch.as_tensor(observations[:, : self.size]).to(next(self.module.network.parameters()))
+        seen = np.stack([self.source.observation(each) for each in observations])
+        return torch.from_numpy(seen).to(next(self.module.network.parameters()))
 
     def _clipped(self, actions: Tensor) -> NDArray[np.float32]:
         return actions.clamp(-1, 1).numpy().astype(np.float32)

@@ -96,6 +96,20 @@ def test_ml10_has_its_environments():
     assert not found[0][..., -3:].any(), "The goal is hidden."
 
 
+def test_scaled_positions_are_tenths_of_a_metre_from_where_things_begin():
+    for name, objects in (("reach-v3", 1), ("stick-pull-v3", 2)):
+        seen = [episodes(data(name, scaled=scaled).suites["train"], [3], 1, steps=3) for scaled in (False, True)]
+        for i in (0, 1, 5, 9):
+            raw, scaled = (found[i][0, 0] for found in seen)
+            expected = raw.clone()
+            for step in (0, 18):
+                for first, height in ((0, 0.2), (4, 0.02), (11, 0.02))[: 1 + objects]:
+                    place = slice(step + first, step + first + 3)
+                    expected[place] = (raw[place] - torch.tensor([0.0, 0.6, height])) / 0.1
+            torch.testing.assert_close(scaled, expected, rtol=1e-4, atol=1e-5)
+            assert scaled.abs().max() < 5
+
+
 def test_two_workers_are_no_worker():
     results = []
     for workers in (0, 2):
@@ -108,7 +122,7 @@ def test_two_workers_are_no_worker():
 
 def test_success_is_told():
     """A hand that is led straight to the goal succeeds at some step, one that stays does not."""
-    module = data()
+    module = data(scaled=False)
     environments = module.suites["test"].environments(range(4), 2)
     observations = environments.reset(np.zeros((4, 2), np.uint64))
     goals = torch.stack([torch.from_numpy(_goal(module.suites["test"].task(i))) for i in range(4)]).float()

@@ -14,6 +14,7 @@ from lightning_meta.rl import GaussianPolicy, MAMLRLModule, Trajectories  # noqa
 from lightning_meta.rl.data_module import NumberedTasks  # noqa: E402
 from lightning_meta.rl.meta_world import MetaWorldDataModule  # noqa: E402
 from lightning_meta.rl.meta_world_agent import MetaWorldAgent  # noqa: E402
+from lightning_meta.rl.sawyer_source import SawyerSource  # noqa: E402
 
 
 class GoalBlind:
@@ -58,7 +59,7 @@ def successes(agent, data, episodes=1):
 
 
 def test_a_goal_blind_agent_scores_everything_there_and_a_tenth_here():
-    data = MetaWorldDataModule("ML1", "reach-v3", horizon=100)
+    data = MetaWorldDataModule("ML1", "reach-v3", horizon=100, scaled=False)
     data.setup()
     agent = GoalBlind()
     found = successes(agent, data)
@@ -100,7 +101,9 @@ def test_an_agent_adapts_as_a_module_does():
         tensor = torch.from_numpy(np.stack(values, 1)).float()  # (2, 21, ...)
         return tensor.view(2, 3, 7, *tensor.shape[2:])
 
-    observations = three_episodes([step.observation for step in agent.told])
+    source = SawyerSource("all", True, "v2")
+    seen = [np.stack([source.observation(each) for each in step.observation]) for step in agent.told]
+    observations = three_episodes(seen)
     actions = three_episodes([step.aux_policy_outputs["actions"] for step in agent.told])
     assert torch.equal(actions.clamp(-1, 1), three_episodes([step.action for step in agent.told]))
     rewards = three_episodes([step.reward for step in agent.told])
