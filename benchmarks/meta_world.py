@@ -6,7 +6,7 @@ several in turn, so that other work on the machine matters little; those with wo
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import metaworld
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from lightning_meta.rl import MetaWorldDataModule
 
 
-def best(functions: dict[str, Callable[[], None]], clock: Callable[[], float], repeats: int) -> dict[str, float]:
+def best(functions: Mapping[str, Callable[[], object]], clock: Callable[[], float], repeats: int) -> dict[str, float]:
     """The shortest time of each function, called in turn."""
     found = dict.fromkeys(functions, float("inf"))
     for _ in range(repeats):
@@ -64,8 +64,8 @@ def main() -> None:
         assert np.array_equal(transition.observations[:, 0].numpy(), seen.astype(np.float32))
         assert np.array_equal(transition.rewards[:, 0].numpy(), rewards.astype(np.float32))
     print(f"{options.environment}: the same numbers in {options.steps} steps of {options.tasks} goals")
-    resets = best({"ours": lambda: ours.reset(seeds) and None, "theirs": lambda: theirs.reset() and None},
-                  time.process_time, options.repeats)  # fmt: skip
+    begin: dict[str, Callable[[], object]] = {"ours": lambda: ours.reset(seeds), "theirs": theirs.reset}
+    resets = best(begin, time.process_time, options.repeats)
     ours.reset(seeds)
     times = best({"ours": steps_of_ours, "theirs": steps_of_theirs}, time.process_time, min(options.repeats, 7))
     count = options.steps * options.tasks

@@ -107,8 +107,12 @@ def test_configuration(name, tmp_path, request):
         arguments += text_options(tmp_path)
     if "glyphs" in name:
         arguments += ["--data.train_classes", "30", "--data.val_classes", "30", "--data.test_classes", "30"]
-    if "navigation" in name:
+    if name.startswith("rl/"):
         arguments += ["--data.horizon", "6", "--data.episodes", "3"]
+        if "navigation" not in name:
+            library = "metaworld" if "/ml" in name else "mujoco"
+            pytest.importorskip(library, reason=f"{library}, of the extra rl, is not installed")
+            arguments += ["--data.num_workers", "0"]
     fitted = main(["fit", *arguments, "--trainer.max_epochs", "1"])
     assert fitted.trainer.global_step == 2 * fitted.model.outer.per_batch
     tested = main(["test", *arguments, "--ckpt_path", "best"])
@@ -119,7 +123,8 @@ def test_configuration(name, tmp_path, request):
     assert HALLMARKS[name.rpartition("/")[0]](fitted.model)
     if name.startswith("rl/"):
         assert torch.isfinite(measured["test/query_return"])
-        assert fitted.trainer.checkpoint_callback.monitor == "val/query_return"
+        kind = "success" if "/ml" in name else "return"
+        assert fitted.trainer.checkpoint_callback.monitor == f"val/query_{kind}"
         return
     inputs, labels = torch.rand(10, *((384,) if is_text else (1, 28, 28))), torch.arange(5).repeat(2)
     if "sinusoid" not in name:
