@@ -64,6 +64,7 @@ def test_quaternions_are_scipys():
 
 def test_ml1_has_its_fifty_goals_and_fifty_others():
     module, published = data(), metaworld.ML1("reach-v3", seed=42)
+    assert module.hparams["reward_function_version"] == "v2", "It is logged with every run."
     found = {
         split: [goal.task for group in module.goals(split) for goal in group] for split in ("train", "val", "test")
     }

@@ -5,9 +5,11 @@ import psutil
 import pytest
 import torch
 
+from lightning_meta.cli.main import main
 from lightning_meta.errors import ConfigurationError, DataError
 from lightning_meta.rl import AdaptedPolicy, CategoricalPolicy, GaussianPolicy, MAMLRLModule
 from lightning_meta.rl.gymnasium_tasks import GymnasiumDataModule
+from tests.cli.test_main import QUIET
 from tests.rl.environments import Point
 
 OPTIONS = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
@@ -69,3 +71,32 @@ def test_a_policy_adapts_to_an_environment_for_itself():
     assert isinstance(policy, AdaptedPolicy)
     observation, _ = source.environment_of(2).reset(seed=0)
     assert policy(observation).shape == (1,)
+
+
+CONFIG = """
+model:
+  class_path: MAMLRLModule
+  init_args:
+    network: {class_path: GaussianPolicy, init_args: {observation_size: 2, action_size: 1}}
+data:
+  class_path: GymnasiumDataModule
+  init_args:
+    environment: tests.rl.environments.Point
+    set_task: tests.rl.environments.Point.set_goal
+    tasks: {train: [-0.5, 0.5], val: [0.0], test: tests.rl.environments.draw_goal}
+    horizon: 5
+    episodes: 2
+    meta_batch_size: 2
+    steps_per_epoch: 2
+    test_tasks: 3
+"""
+
+
+def test_an_environment_of_ones_own_in_a_configuration(tmp_path):
+    (tmp_path / "point.yaml").write_text(CONFIG)
+    arguments = ["--config", str(tmp_path / "point.yaml"), "--trainer.default_root_dir", str(tmp_path), *QUIET]
+    main(["fit", *arguments, "--trainer.max_epochs", "1"])
+    tested = main(["test", *arguments, "--ckpt_path", "best"])
+    assert {"test/query_return", "test/query_success_before"} <= tested.trainer.callback_metrics.keys()
+    assert [tested.datamodule.suites["val"].task(i) for i in range(2)] == [0.0, 0.0]
+    assert -1 <= tested.datamodule.suites["test"].task(0) <= 1
