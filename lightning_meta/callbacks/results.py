@@ -60,6 +60,7 @@ class TaskResults(pl.Callback):
 
     Attributes:
         rows: The results of the last test, on the first device.
+        written: The folder that they were written to.
     """
 
     def __init__(self, folder: str | None = None, json: str | None = None, name: str = "current") -> None:
@@ -67,6 +68,7 @@ class TaskResults(pl.Callback):
         self.json = json
         self.name = name
         self.rows: list[RowResult] = []
+        self.written: Path | None = None
         self._seen: dict[int, _Row] = {}
         self._began = math.nan
 
@@ -134,7 +136,7 @@ class TaskResults(pl.Callback):
         self.rows = [self._row(trainer, pl_module, loader, parts) for loader in sorted(parts[0])]
         about = self._about(trainer, pl_module)
         name = Path(str(trainer.ckpt_path)).stem if trainer.ckpt_path else self.name
-        folder = Path(self.folder or Path(trainer.default_root_dir) / "results" / name)
+        folder = self.written = Path(self.folder or Path(trainer.default_root_dir) / "results" / name)
         save_results(self.rows, about, folder)
         if self.json is not None:
             write_json(self.rows, about, Path(self.json))

@@ -20,13 +20,15 @@ from yaml import YAMLError
 from lightning_meta import rl  # noqa: F401  whose classes are named bare, too
 from lightning_meta.callbacks import RunCheckpoint, TaskFigures, TaskResults
 from lightning_meta.cli.commands import COMMANDS, listed, run_command
+from lightning_meta.cli.compare import comparison
 from lightning_meta.cli.parser import MetaParser, qualified, reasons
 from lightning_meta.cli.predictions import save_predictions
 from lightning_meta.cli.run_folder import KeptLog, RunFolder
 from lightning_meta.cli.ways import fill_in_ways
 from lightning_meta.datamodules import TaskDataModule
 from lightning_meta.errors import ConfigurationError, LightningMetaError, MissingFileError, comes_from, one_line
-from lightning_meta.modules import MetaModule
+from lightning_meta.metrics import read_tasks
+from lightning_meta.modules import MetaModule, NearestCentroidModule
 
 
 class MetaTrainer(pl.Trainer):
@@ -73,6 +75,11 @@ class MetaCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "test":
             parser.add_argument("--json", type=str | None, help="A file for means and intervals, besides the table.")
+            parser.add_argument(
+                "--baseline",
+                type=bool | None,
+                help="Test the nearest centroid of the inputs, too, and compare in pairs. By default of embeddings.",
+            )
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -130,8 +137,26 @@ class MetaCLI(LightningCLI):
             rank_zero_info(f"The predictions for the query sets of the test tasks are in {path}.")
 
     def test(self, **kwargs: Any) -> None:
-        """Test, and show the result as one table."""
+        """Test, and show the result as one table; of embeddings, beside the nearest centroid on the same tasks."""
         self.trainer.test(verbose=False, **kwargs)
+        wanted = self._command_config().baseline
+        if wanted or (wanted is None and getattr(self.datamodule, "embedded", False)):
+            self._test_baseline()
+
+    def _test_baseline(self) -> None:
+        """Test what learns nothing, and print how the module compares with it, task by task.
+
+        Raises:
+            ConfigurationError: The tasks have no classes.
+        """
+        if not hasattr(self.datamodule, "largest_way"):
+            raise ConfigurationError("--baseline is the nearest centroid, which is for tasks of classes.")
+        (results,) = (each for each in self.trainer.callbacks if isinstance(each, TaskResults))  # type: ignore[attr-defined]
+        ours, results.json, results.name = results.written, None, "nearest_centroid"
+        self.trainer.test(NearestCentroidModule(), datamodule=self.datamodule, verbose=False)
+        if self.trainer.is_global_zero:
+            tables = [read_tasks(folder) for folder in (results.written, ours) if folder is not None]
+            print(comparison(["nearest centroid", type(self.model).__name__], tables, None))
 
     def show(self, **kwargs: Any) -> None:
         """Test, and draw a page about it, beside what the network does without meta-training."""

@@ -75,6 +75,8 @@ class EpisodicDataModule(TaskDataModule):
     """
 
     _remedy = "give a {split}_dataset"
+    embedded = False
+    """Whether inputs are vectors of a pretrained network, of which the nearest centroid is the result to beat."""
 
     def __init__(
         self,

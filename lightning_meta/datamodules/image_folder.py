@@ -152,6 +152,7 @@ class ImageFolderDataModule(EpisodicDataModule):
         self.on_unreadable: OnUnreadable = on_unreadable
         self.cache = None if cache is None else Path(cache).expanduser()
         self.backbone = check_backbone(backbone, self.transforms)
+        self.embedded = self.backbone is not None
         self.split_classes: dict[str, list[str]] = {}
         """The classes of each split, once `setup` has run."""
         self._record = SplitRecord()

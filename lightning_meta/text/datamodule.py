@@ -159,6 +159,7 @@ class TextDataModule(EpisodicDataModule):
         self.split_file, self.fold = split_file, fold
         self.pretrained = Pretrained(model)
         self.representation: Representation = representation
+        self.embedded = representation == "embeddings"
         self.pooling: Pooling = pooling
         self.normalize, self.max_length, self.encode_batch_size = normalize, max_length, encode_batch_size
         self.cache = None if cache is None else Path(cache).expanduser()

@@ -1,10 +1,12 @@
 """`compare`, `new`, `adapt` and `classify`, and what `test` and `show` leave."""
 
+import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +46,39 @@ def test_test_shows_a_table_and_compare_compares(config, tmp_path, capsys):  # n
     shutil.move(tmp_path / "run/results/best", tmp_path / "run/results/last")
     with pytest.raises(ConfigurationError, match="several results"):
         main(["compare", run, run])
+
+
+def test_a_baseline_is_compared_in_pairs(config, tmp_path, capsys):  # noqa: F811
+    """Of every row, against the values in the files of both."""
+    given = ["--config", str(config), *QUIET, "--data.test_k_shot", "[1, 2]", "--data.test_tasks", "9"]
+    main(["fit", *given])
+    capsys.readouterr()
+    main(["test", *given, "--ckpt_path", "best", "--baseline", "true", "--json", str(tmp_path / "r.json")])
+    lines = capsys.readouterr().out.splitlines()
+    folder = tmp_path / "run/results"
+    assert {path.name for path in folder.iterdir()} == {"best", "nearest_centroid"}
+    tables = []
+    for name in ("nearest_centroid", "best"):
+        with (folder / name / "tasks.csv").open() as file:
+            tables.append([(row["row"], float(row["query_accuracy"])) for row in csv.DictReader(file)])
+    for shot in ("3-way 1-shot", "3-way 2-shot"):
+        theirs, ours = (torch.tensor([value for row, value in table if row == shot]) for table in tables)
+        difference = 100 * (ours - theirs).double()
+        shown = f"{difference.mean():+.2f} ± {1.96 * difference.std() / 3:.2f} points"
+        (line,) = [line for line in lines if line.startswith("MAMLModule") and shot in line and "points" in line]
+        assert shown in line
+    assert json.loads((tmp_path / "r.json").read_text())["module"] == "MAMLModule"
+    assert "nearest centroid" not in "".join(run_and_read(["test", *given], capsys))
+    sinusoid = str(Path(__file__).parents[2] / "configs/maml/sinusoid_5shot.yaml")
+    with pytest.raises(ConfigurationError, match="which is for tasks of classes"):
+        main(["test", "--config", sinusoid, *QUIET, "--baseline", "true",
+              "--data.test_tasks", "2", "--trainer.default_root_dir", str(tmp_path / "sine")])  # fmt: skip
+
+
+def run_and_read(arguments, capsys):
+    capsys.readouterr()
+    main(arguments)
+    return capsys.readouterr().out
 
 
 def test_show_draws_a_page_beside_the_untrained_network(config, tmp_path):  # noqa: F811
