@@ -1,4 +1,4 @@
-"""Run a row of docs/results.md again: train, test, and compare with what is recorded there.
+"""Run a row of docs/results.md or docs/text.md again: train, test, and compare with what is recorded there.
 
     ./scripts/reproduce ROW [options of the command line, such as --data.root DATA]
 
@@ -16,6 +16,7 @@ import yaml
 from lightning_meta.cli.main import main
 
 ROOT = Path(__file__).parents[1]
+ROOTS = {"omniglot": "omniglot-py/", "banking77": "banking77.jsonl.gz", "clinc150": "clinc150.jsonl.gz"}
 LINE = re.compile(r"^\| `(?P<name>[\w/]+)` \| (?P<mean>[\d.]+) ± (?P<ci95>[\d.]+) (?P<unit>%|mse) \|")
 
 
@@ -58,14 +59,15 @@ def measure(row: str, unit: str, options: list[str]) -> Result:
 
 def reproduce(arguments: list[str]) -> int:
     """Run one row and say how it compares."""
-    rows = recorded((ROOT / "docs" / "results.md").read_text())
+    rows = recorded("".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("results", "text")))
     if not arguments or arguments[0] not in rows:
         given = f"There is no row {arguments[0]!r}. " if arguments else "Which row? "
-        print(f"{given}The rows of docs/results.md are:\n  " + "\n  ".join(rows), file=sys.stderr)
+        print(f"{given}The rows of docs/results.md and docs/text.md are:\n  " + "\n  ".join(rows), file=sys.stderr)
         return 2
     row, *options = arguments
-    if "/omniglot" in row and not any(option.startswith("--data.root") for option in options):
-        print("Omniglot rows need --data.root, the folder that holds omniglot-py/.", file=sys.stderr)
+    needed = next((folder for data, folder in ROOTS.items() if f"/{data}" in row), None)
+    if needed and not any(option.startswith("--data.root") for option in options):
+        print(f"This row needs --data.root, the folder that holds {needed}.", file=sys.stderr)
         return 2
     old, new = rows[row], measure(row, rows[row].unit, options)
     tolerance = (old.ci95**2 + new.ci95**2) ** 0.5

