@@ -75,7 +75,7 @@ def test_commands(page, tmp_path, monkeypatch, request):
             continue
         if "DATA" in words:
             words[words.index("DATA")] = str(request.getfixturevalue("omniglot_root"))
-        runs = words[1] in ("fit", "validate", "test", "predict")
+        runs = words[1] in ("fit", "validate", "test", "predict", "show")
         main([*words[1:], *(SMALL + QUIET if runs else [])])
 
 
