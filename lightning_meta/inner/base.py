@@ -71,6 +71,10 @@ class InnerOptimizer(nn.Module, ABC):
             New parameters under the same names, and the new state. Neither is changed in place.
         """
 
+    def learned(self) -> dict[str, Tensor]:
+        """Numbers to be logged of what is learned, by name: nothing by default."""
+        return {}
+
 
 def check_rate(name: str, value: float) -> float:
     """Refuse a rate or coefficient that is negative or not a number.

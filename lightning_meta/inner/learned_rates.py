@@ -88,6 +88,12 @@ class LearnedRates(InnerOptimizer, ABC):
         """One step of gradient descent."""
         return {name: param - self.rate(name, step) * grads[name] for name, param in params.items()}, state
 
+    def learned(self) -> dict[str, Tensor]:
+        """The mean of all rates, the smallest and the largest, to be logged."""
+        every = torch.cat([rates.detach().flatten() for rates in self.rates.values()])
+        every = every.exp() if self.positive else every
+        return {"inner_lr": every.mean(), "inner_lr_min": every.min(), "inner_lr_max": every.max()}
+
     def extra_repr(self) -> str:
         """How the rates start."""
         return f"lr={self.lr}, positive={self.positive}"

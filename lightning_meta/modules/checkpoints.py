@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code, and compared with the module they are for."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
 
 from lightning_meta.errors import CheckpointError, first_line
 from lightning_meta.files import write_atomically
-from lightning_meta.hyperparameters import differences
+from lightning_meta.hyperparameters import differences, is_plain
 from lightning_meta.modules import frozen
 from lightning_meta.randomness import global_state, set_global_state
 from lightning_meta.task import map_tensors
@@ -119,6 +120,17 @@ def objects(module: "MetaModule") -> dict[str, str]:
     if optimizer is not None:
         described["inner_optimizer"] = f"{type(optimizer).__name__}({optimizer.extra_repr()})"
     return described
+
+
+def described(module: "MetaModule", optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """What a logger is told besides plain hyperparameters, which know nothing of objects given in a script."""
+    parameters = sum(p.numel() for p in module.network.parameters())
+    found: dict[str, Any] = {"network": type(module.network).__name__, "network_parameters": parameters}
+    for optimizer in optimizers:
+        settings = ", ".join(f"{k}={v}" for k, v in optimizer.defaults.items() if is_plain(v) and v is not None)
+        found["optimizer"] = f"{type(optimizer).__name__}({settings})"
+    found |= objects(module)
+    return {name: value for name, value in found.items() if module.hparams.get(name) is None}
 
 
 def save(module: "MetaModule", checkpoint: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 from lightning_meta.functional.allocator import keep_freed_memory
 from lightning_meta.functional.network import check_network
 from lightning_meta.functional.normalization import advance_spectral_norms, batch_normalized_layers
-from lightning_meta.modules.checkpoints import AtomicCheckpointIO, go_on, save
+from lightning_meta.modules.checkpoints import AtomicCheckpointIO, described, go_on, save
 from lightning_meta.modules.optimizers import check_optimizers, keep_monitors
 from lightning_meta.modules.trainer_checks import check_trainer
 
@@ -41,17 +42,29 @@ class Lifecycle(pl.Callback):
         """Check the optimizer, and go on with the random numbers where the checkpoint left them."""
         check_optimizers(trainer.optimizers)
         go_on(pl_module)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(described(pl_module, trainer.optimizers))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Let spectral norms follow the weights."""
         advance_spectral_norms(pl_module.network.modules())
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Log what the inner optimizer has learned."""
+        inner = getattr(pl_module.algorithm, "inner_optimizer", None)
+        if inner is not None and pl_module.outer.logs_this_step:
+            for name, value in inner.learned().items():
+                pl_module.log(f"train/{name}", value)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Keep what a resumed training needs, whatever a hook of the module's does."""
         save(pl_module, checkpoint)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
-        """Clip the meta-gradient, here because it is unscaled by now under 16-bit precision."""
+        """Measure and clip the meta-gradient, here because it is unscaled by now under 16-bit precision."""
+        if pl_module.outer.logs_this_step:
+            norms = [p.grad.float().norm() for p in pl_module.parameters() if p.grad is not None]
+            pl_module.log("train/gradient_norm", torch.stack(norms).norm())
         pl_module.clip_gradients(optimizer, pl_module.outer.gradient_clip_val, "norm")
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
