@@ -1,11 +1,13 @@
 """The commands `adapt` and `classify`: from a few images of each class to a model that tells them apart."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from lightning_meta.datasets.image_folder import EXTENSIONS, list_folders, read_image
@@ -40,9 +42,9 @@ def adapt(options: argparse.Namespace) -> None:
     with readable(path):
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     module = _module_class(checkpoint, path).load_from_checkpoint(path, map_location="cpu")
-    size, grayscale = _image_options(options, checkpoint)
+    about = _about_images(options, checkpoint)
     files = list_folders(Path(options.support))
-    inputs = _read([Path(path) for path in files.paths], size, grayscale)
+    inputs = _read([Path(path) for path in files.paths], about)
     network = module.adapt_to(inputs, torch.tensor(files.targets), options.steps)
     outputs = network(inputs[:1]).shape[-1]
     if outputs < len(files.classes):
@@ -50,7 +52,6 @@ def adapt(options: argparse.Namespace) -> None:
             f"{options.support} has {len(files.classes)} classes, but the network tells {outputs} apart. Leave some "
             f"out, or train with n_way={len(files.classes)}."
         )
-    about = {"image_size": size, "grayscale": grayscale}
     export_network(network, options.out, inputs, files.classes, about)
     print(f"{type(module).__name__} adapted to {len(inputs)} images of {', '.join(files.classes)}: {options.out}")
 
@@ -72,8 +73,8 @@ def _module_class(checkpoint: dict[str, Any], path: Path) -> type[MetaModule]:
     return found
 
 
-def _image_options(options: argparse.Namespace, checkpoint: dict[str, Any]) -> tuple[int, bool]:
-    """The images' size and whether they are gray: what is given, else what the checkpoint says of its data."""
+def _about_images(options: argparse.Namespace, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The images' size, whether they are gray, and their transform: what is given, else as in the training's tests."""
     of_data = checkpoint.get("datamodule_hyper_parameters", {})
     size = options.image_size or of_data.get("image_size")
     if size is None:
@@ -82,7 +83,11 @@ def _image_options(options: argparse.Namespace, checkpoint: dict[str, Any]) -> t
             "and --grayscale where they have one channel."
         )
     grayscale = of_data.get("grayscale", False) if options.grayscale is None else options.grayscale
-    return int(size), bool(grayscale)
+    return {
+        "image_size": int(size),
+        "grayscale": bool(grayscale),
+        "transform": of_data.get("eval_transform"),
+    }
 
 
 def add_classify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +108,7 @@ def classify(options: argparse.Namespace) -> None:
         raise DataError(f"{options.model} is no model of images that `lightning-meta adapt` has written.")
     paths = [path for given in options.images for path in _images(Path(given))]
     for path in paths:  # one by one, so that a folder may be of any size
-        logits = model.network(_read([path], model.about["image_size"], model.about["grayscale"]))
+        logits = model.network(_read([path], model.about))
         probability, label = (found.item() for found in logits.softmax(-1)[0].max(0))
         name = model.classes[int(label)] if model.classes and label < len(model.classes) else str(label)
         print(f"{path}\t{name}\t{probability:.3f}")
@@ -120,12 +125,17 @@ def _images(given: Path) -> list[Path]:
     return [given]
 
 
-def _read(paths: list[Path], size: int, grayscale: bool) -> Tensor:
-    """Images `(examples, C, size, size)` as the network takes them, in [0, 1]."""
+def _read(paths: list[Path], about: dict[str, Any]) -> Tensor:
+    """Images `(examples, C, H, W)` as the network takes them: in [0, 1], and then transformed."""
     images = []
     for path in paths:
         try:
-            images.append(torch.from_numpy(read_image(path, size, grayscale)))
+            images.append(torch.from_numpy(read_image(path, about["image_size"], about["grayscale"])) / 255)
         except Exception as error:  # whatever a broken file makes a decoder raise
             raise DataError(f"{path} cannot be read: {first_line(error)}.") from error
-    return torch.stack(images) / 255
+    if about["transform"] is None:
+        return torch.stack(images)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--transform", type=Callable[[Any], Any])
+    transform = parser.instantiate_classes(parser.parse_object({"transform": about["transform"]})).transform
+    return torch.stack([transform(image) for image in images])

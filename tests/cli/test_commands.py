@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_meta import MAMLModule
+from lightning_meta import MAMLModule, ProtoNetModule
 from lightning_meta.cli.main import main
 from lightning_meta.errors import CheckpointError, ConfigurationError, DataError, MissingFileError
+from lightning_meta.export import load_exported
 from tests.cli.test_main import QUIET, config  # noqa: F401
 from tests.datamodules.test_image_folder import photos
 
@@ -138,6 +139,29 @@ def test_adapt_and_classify(trained, tmp_path, capsys):
     assert [line[1] for line in lines] == ["red", "blue", "blue"]
     assert [os.path.basename(line[0]) for line in lines] == ["new_red.jpg", "0.png", "1.png"]
     assert all(0.5 < float(line[2]) <= 1 for line in lines)
+
+
+def test_the_transform_of_evaluation_is_applied(trained, tmp_path, capsys):
+    """To the support images and to those that are classified: a transform that turns colours around."""
+    settings = tmp_path / "invert.yaml"
+    settings.write_text("data: {init_args: {eval_transform: {class_path: torchvision.transforms.v2.RandomInvert, "
+                        "init_args: {p: 1.0}}}}\n")  # fmt: skip
+    main(["fit", "--config", str(trained / "run/config.yaml"), "--config", str(settings), *QUIET,
+          "--trainer.default_root_dir", str(tmp_path / "run")])  # fmt: skip
+    main(["adapt", "--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt"), "--support", str(trained / "support"),
+          "--out", str(tmp_path / "model.pt2")])  # fmt: skip
+    model = load_exported(tmp_path / "model.pt2")
+    module = ProtoNetModule.load_from_checkpoint(tmp_path / "run/checkpoints/last.ckpt")
+    images = [torch.tensor(c).view(3, 1, 1).expand(3, 16, 16) / 255 for c in ((20, 20, 200), (200, 20, 20))]
+    support = 1 - torch.stack(images).repeat_interleave(2, 0)  # blue, red
+    expected = module.adapt_to(support, torch.tensor([0, 0, 1, 1]))
+    torch.testing.assert_close(model.network(support), expected(support), rtol=1e-4, atol=1e-4)
+    capsys.readouterr()
+    main(["classify", "--model", str(tmp_path / "model.pt2"), str(trained / "support/red")])
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] for line in lines] == ["red", "red"]
+    probability = expected(support[2:3]).softmax(-1)[0, 1].item()
+    assert float(lines[0][2]) == pytest.approx(probability, abs=2e-3)
 
 
 def test_adapt_says_what_is_wrong(trained, tmp_path, config):  # noqa: F811
