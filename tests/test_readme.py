@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import torch
 
 from lightning_meta.cli.main import main
 from tests.cli.test_main import QUIET
@@ -16,6 +17,15 @@ from tests.text.models import stand_ins
 PROGRAMS = [(page, number) for page in PAGES for number in range(len(programs(page)))]
 SMALL = ["--data.steps_per_epoch", "2", "--data.val_tasks", "2", "--data.test_tasks", "2", "--trainer.max_epochs", "1"]
 OURS = [page for page in PAGES if any(words[0] == "lightning-meta" for words in commands(page))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """What is shown is small: more threads only wait for each other, above all in the many short steps of a rollout."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("page", "number"), PROGRAMS, ids=lambda value: str(value))

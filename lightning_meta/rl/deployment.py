@@ -45,7 +45,7 @@ class AdaptedPolicy(nn.Module):
         """
         like, shape = next(self.network.parameters()), self.spaces.observation
         given = torch.as_tensor(observations, device=like.device)
-        given = given.to(like) if given.is_floating_point() else given
+        given = _numbers(given, like)
         is_one = given.shape == shape
         if not is_one and given.shape[1:] != shape:
             raise ConfigurationError(f"Observations must be {shape} or many of such, got {tuple(given.shape)}.")
@@ -108,7 +108,13 @@ class OneEnvironment:
 
 
 def _observation(observation: Any) -> Tensor:
-    return torch.as_tensor(np.asarray(observation)).unsqueeze(0).unsqueeze(0)
+    return _numbers(torch.as_tensor(np.asarray(observation)), torch.zeros(1)).unsqueeze(0).unsqueeze(0)
+
+
+def _numbers(observations: Tensor, like: Tensor) -> Tensor:
+    """What a policy sees, in its type: bytes of images as numbers from 0 to 1, as data modules give them."""
+    found = observations.to(like)
+    return found / 255 if observations.dtype == torch.uint8 else found
 
 
 def spaces_of(environment: Any) -> PolicySpaces:
@@ -119,7 +125,10 @@ def spaces_of(environment: Any) -> PolicySpaces:
     """
     seen, done = environment.observation_space, environment.action_space
     if not hasattr(seen, "low"):
-        raise ConfigurationError(f"A policy sees one array of numbers, but the observations are {seen}: flatten them.")
+        raise ConfigurationError(
+            f"A policy sees one array of numbers, but the observations are {seen}: flatten them, for instance by "
+            "gymnasium.wrappers.FlattenObservation."
+        )
     if hasattr(done, "low"):
         low, high = (tuple(float(x) for x in np.asarray(bound).flatten()) for bound in (done.low, done.high))
         return PolicySpaces(tuple(seen.shape), Box(low, high))
@@ -139,7 +148,7 @@ def adapt_to(
             as many episodes as it has.
         episodes: Episodes before each inner step.
         steps: Inner steps; as many as in evaluation if `None`.
-        horizon: The most steps of an episode; the environment's own limit if `None`.
+        horizon: The most steps of an episode; if `None` the environment's own limit, or that of the data module.
         seed: What is random in acting follows from it.
 
     Raises:
@@ -147,6 +156,8 @@ def adapt_to(
         DataError: The environment gives what is not finite.
     """
     check_number("episodes", episodes)
+    if horizon is None and getattr(getattr(env, "spec", None), "max_episode_steps", None) is None:
+        horizon = getattr(getattr(module._trainer, "datamodule", None) or module.sampler.data, "horizon", None)
     environments: TaskEnvironments = env if isinstance(env, TaskEnvironments) else OneEnvironment(env, horizon)
     like = next(module.network.parameters())
     support: list[Examples] = []

@@ -118,7 +118,7 @@ def test_what_cannot_be_adapted_to_is_said():
     with pytest.raises(ValueError, match="a Box or a Discrete from 0"):
         module.adapt_to(other, horizon=3)
     other.observation_space = {"a": 1}
-    with pytest.raises(ValueError, match="flatten them"):
+    with pytest.raises(ValueError, match="FlattenObservation"):
         module.adapt_to(other, horizon=3)
     policy = module.adapt_to(Lever(0), horizon=3)
     with pytest.raises(ValueError, match=r"Observations must be \(1,\) or many of such, got \(3, 2\)"):
