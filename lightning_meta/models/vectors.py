@@ -1,6 +1,7 @@
 """Small networks on vectors of a pretrained model, which start as the identity."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +37,19 @@ class _Scaled(nn.Module):
         super().__init__()
         self.owner, self.in_features, self.scale = owner, in_features, scale
 
-    def scaled(self, inputs: Tensor) -> Tensor:
+    def scaled(self, inputs: Any) -> Tensor:
+        if not isinstance(inputs, Tensor):
+            raise ConfigurationError(
+                f"{self.owner} takes vectors, got a {type(inputs).__name__}. A TextDataModule gives vectors with "
+                "representation='embeddings', and ids, for a TextClassifier, with 'tokens'."
+            )
         if inputs.dim() != 2 or inputs.shape[1] != self.in_features:
             raise ConfigurationError(
                 f"{self.owner} has in_features={self.in_features}, but an input is {tuple(inputs.shape[1:])}. Give "
                 "in_features the length of the vectors."
             )
-        return self.scale * inputs
+        scaled: Tensor = self.scale * inputs
+        return scaled
 
 
 class _Linear(_Scaled):

@@ -1,6 +1,7 @@
 """Your own texts: a table of texts and the names of their classes."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -181,6 +182,7 @@ class TextDataModule(EpisodicDataModule):
         """Take the encoded texts, and divide their classes into splits."""
         parts, inputs = self._load()
         self._loaded = None
+        _check_shared({split: set(part.labels) for split, part in parts.items()})
         found: dict[str, Dataset[Any]] = {}
         start = 0
         for split, part in parts.items():
@@ -262,3 +264,15 @@ class TextDataModule(EpisodicDataModule):
         """Finish a batch on the device; with the first, write down the classes of each split."""
         self._record(self._running_trainer(), self.split_classes)
         return super().on_after_batch_transfer(batch, dataloader_idx)
+
+
+def _check_shared(labels: dict[str, set[str]]) -> None:
+    """Refuse files of splits that share classes."""
+    for one, other in combinations(labels, 2):
+        shared = sorted(labels[one] & labels[other])
+        if shared:
+            raise ConfigurationError(
+                f"The files of {one} and {other} share {len(shared)} classes: {', '.join(shared[:5])}. Few-shot "
+                "evaluation is on classes never trained on: leave them out of one file, or give one file, and its "
+                "classes are divided."
+            )

@@ -111,6 +111,13 @@ def test_sizes_that_cannot_be_are_refused(make, message):
         make()
 
 
+def test_ids_of_texts_say_what_to_give():
+    tasks = vector_tasks(dtype=torch.float32)
+    tasks = Task(*(part._replace(inputs={"input_ids": part.inputs.long()}) for part in tasks))
+    with pytest.raises(ConfigurationError, match=r"Projection takes vectors, got a dict\. A TextDataModule gives"):
+        MAMLModule(Projection(3)).meta_loss(tasks)
+
+
 def test_vectors_of_another_length_say_what_to_give():
     with pytest.raises((ConfigurationError, NetworkError), match=r"in_features=384, but an input is \(6,\)\. Give"):
         MAMLModule(Projection(3)).meta_loss(vector_tasks(dtype=torch.float32))

@@ -186,7 +186,7 @@ WRONG = {
     ),
     "labels that files share": (
         lambda at, csv: {"path": csv, "test_path": csv},
-        ConfigurationError, r"train and test splits share classes: topic 0, ",
+        ConfigurationError, r"files of train and test share 12 classes: topic 0, .*one file, and its classes",
     ),
     "a class in two groups": (
         lambda at, _: {"path": [("one", "a", "g"), ("two", "a", "h")], "group": "domain"},
