@@ -24,7 +24,7 @@ from lightning_meta.cli.compare import comparison
 from lightning_meta.cli.parser import MetaParser, qualified, reasons
 from lightning_meta.cli.predictions import save_predictions
 from lightning_meta.cli.run_folder import KeptLog, RunFolder
-from lightning_meta.cli.ways import fill_in_ways
+from lightning_meta.cli.ways import fill_in_ways, keep_own_ways
 from lightning_meta.datamodules import TaskDataModule
 from lightning_meta.errors import ConfigurationError, LightningMetaError, MissingFileError, comes_from, one_line
 from lightning_meta.metrics import read_tasks
@@ -174,6 +174,7 @@ class MetaCLI(LightningCLI):
         """
         with _explained("configuration"):
             given, command = self.config, str(self.subcommand)
+            keep_own_ways(given[command].data)
             only_data = Namespace({"subcommand": command, command: Namespace(data=given[command].data)})  # type: ignore[no-untyped-call]
             self.datamodule = self._get(self.parser.instantiate_classes(only_data), "data")
             self.config = given.clone()

@@ -46,9 +46,25 @@ def fill_in_ways(config: Namespace, data: Any) -> None:
                 "that the network gets as many outputs as the tasks have classes, or change data.n_way."
             )
         elif given is None:
-            parameter = inspect.signature(cast(type, locate(network.class_path))).parameters.get("n_way")
-            if parameter is None or parameter.default is parameter.empty:
+            arguments.n_way = _own_ways(network)
+            if arguments.n_way is None:
                 raise ConfigurationError(
                     f"{key}.n_way is missing: the tasks of {name} have no classes that could be counted. Give it."
                 )
-            arguments.n_way = parameter.default
+
+
+def keep_own_ways(config: Namespace) -> None:
+    """Give every network that a data module has, such as a backbone, its own number of classes where none is given.
+
+    Args:
+        config: The configuration of the data module; changed in place.
+    """
+    for _, network in networks_with_ways(config.get("init_args"), "data"):
+        if network.init_args.n_way is None:
+            network.init_args.n_way = _own_ways(network) or 1  # of a head that data modules do not use
+
+
+def _own_ways(network: Namespace) -> int | None:
+    """The default of a network's argument `n_way`, if it has one."""
+    parameter = inspect.signature(cast(type, locate(network.class_path))).parameters.get("n_way")
+    return None if parameter is None or parameter.default is parameter.empty else cast(int, parameter.default)

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import Subset
+from torchvision.models import resnet18
 
 from lightning_meta import Backbone, ImageFolderDataModule, MAMLModule, ProtoNetModule
+from lightning_meta.cli.main import main
 from lightning_meta.datamodules.labelled import base_of
 from lightning_meta.datasets import ClassDataset, encode_images, features
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
+from tests.cli.test_main import QUIET
 from tests.datamodules.test_image_folder import SMALL, photos
 from tests.modules.test_maml import trainer
 
@@ -118,3 +121,41 @@ def test_what_cannot_be_encoded_is_refused(tmp_path):
         encode_images(images(), network().body[0][:1], cache=tmp_path)
     with pytest.raises(ArgumentTypeError, match="only data held as one tensor"):
         encode_images(photos, network(), cache=tmp_path)
+
+
+def test_a_backbone_in_yaml(tmp_path):
+    photos(tmp_path / "photos", [f"class{i}" for i in range(10)], each=5)
+    torch.manual_seed(0)
+    weights = {n: t for n, t in resnet18().state_dict().items() if not n.startswith("fc.")}
+    torch.save(weights, tmp_path / "weights.pt")
+    (tmp_path / "run.yaml").write_text(f"""
+trainer: {{max_epochs: 1, default_root_dir: {tmp_path / "run"}}}
+model:
+  class_path: MAMLModule
+  init_args:
+    inner_lr: 0.1
+    network: {{class_path: MLP, init_args: {{in_features: 512, out_features: 2, hidden: [8]}}}}
+data:
+  class_path: ImageFolderDataModule
+  init_args:
+    root: {tmp_path / "photos"}
+    cache: {tmp_path / "cache"}
+    image_size: 32
+    n_way: 2
+    n_query: 2
+    meta_batch_size: 2
+    steps_per_epoch: 2
+    val_tasks: 2
+    test_tasks: 2
+    backbone:
+      class_path: Backbone
+      init_args: {{network: resnet18, weights: {tmp_path / "weights.pt"}, train_layers: 0}}
+""")
+    fitted = main(["fit", "--config", str(tmp_path / "run.yaml"), *QUIET])
+    (cached,) = (path for path in (tmp_path / "cache").glob("*-*.npy"))
+    found = base_of(fitted.datamodule.datasets["train"]).inputs
+    assert found.shape == (50, 512)
+    tested = main(["test", "--config", str(tmp_path / "run" / "config.yaml"), "--ckpt_path", "best", *QUIET])
+    assert "test/query_accuracy" in tested.trainer.callback_metrics
+    assert cached.exists()
+    assert len(list((tmp_path / "cache").glob("*-*.npy"))) == 1
