@@ -15,6 +15,8 @@ from lightning_meta.errors import ConfigurationError, DataError, MissingFileErro
 from lightning_meta.files import write_atomically
 from lightning_meta.task import map_tensors, tensors_of
 
+__all__ = ["Exported", "export_network", "load_exported"]
+
 _ABOUT = "lightning_meta.json"
 
 

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from lightning_meta.cli.commands import COMMANDS
 from lightning_meta.cli.main import main
 from tests.cli.test_main import QUIET
 from tests.datamodules.test_image_folder import photos
@@ -15,7 +16,8 @@ from tests.documents import PAGES, ROOT, blocks, commands, files, programs
 from tests.text.models import stand_ins
 
 PROGRAMS = [(page, number) for page in PAGES for number in range(len(programs(page)))]
-SMALL = ["--data.steps_per_epoch", "2", "--data.val_tasks", "2", "--data.test_tasks", "2", "--trainer.max_epochs", "1"]
+FEW = {"steps_per_epoch": 2, "meta_batch_size": 2, "val_tasks": 2, "test_tasks": 2, "eval_batch_size": 2}
+SMALL = ["--trainer.max_epochs=1", *(f"--data.{name}={value}" for name, value in FEW.items())]
 OURS = [page for page in PAGES if any(words[0] == "lightning-meta" for words in commands(page))]
 
 
@@ -67,6 +69,7 @@ def test_what_is_not_run_says_why():
         assert not list(blocks(page, "py")), page
 
 
+@pytest.mark.timeout(900)  # a page has up to a dozen commands
 @pytest.mark.parametrize("page", OURS)
 def test_commands(page, tmp_path, monkeypatch, request):
     """In the order written, on a few tasks: `test` finds the checkpoint that `fit` left."""
@@ -78,6 +81,8 @@ def test_commands(page, tmp_path, monkeypatch, request):
         Path(name).write_text(content)
     if "photos" in PAGES[page]:
         photos(tmp_path / "photos", [f"class{i}" for i in range(30)], each=7)
+        photos(tmp_path / "support", [f"new{i}" for i in range(5)], each=2)
+        Path("new").symlink_to("support/new0")
     if "texts.csv" in PAGES[page]:
         stand_ins(tmp_path, monkeypatch)
     for words in commands(page):
@@ -85,8 +90,8 @@ def test_commands(page, tmp_path, monkeypatch, request):
             continue
         if "DATA" in words:
             words[words.index("DATA")] = str(request.getfixturevalue("omniglot_root"))
-        runs = words[1] in ("fit", "validate", "test", "predict", "show")
-        main([*words[1:], *(SMALL + QUIET if runs else [])])
+        alone = words[1] in COMMANDS
+        main([*words[1:], *([] if alone else SMALL + QUIET)])
 
 
 @pytest.mark.parametrize("page", PAGES)
