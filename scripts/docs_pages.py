@@ -12,7 +12,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PACKAGE = "lightning_meta"
 FRONT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-TO_COME = {"images.md", "text.md", "reinforcement_learning.md"}
+TO_COME = {"reinforcement_learning.md"}
 """Pages that have a place in the navigation, and appear there once they are written."""
 
 
