@@ -98,6 +98,7 @@ class MAMLRLModule(MetaModule):
             adapt_only=adapt_only,
             recompute=checkpoint_inner_steps,
         )
+        PolicyGradient.check_outer_steps(outer_steps_per_batch, loss, inner_loss)
         super().__init__(
             network, algorithm, loss=loss or PolicyGradient(), inner_loss=inner_loss or PolicyGradient(),
             optimizer=optimizer, lr_scheduler=lr_scheduler, inner_optimizer_lr=inner_optimizer_lr,

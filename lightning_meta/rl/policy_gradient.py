@@ -94,5 +94,19 @@ class PolicyGradient:
             return ratio * advantages
         return torch.minimum(ratio * advantages, ratio.clamp(1 - self.clip, 1 + self.clip) * advantages)
 
+    @staticmethod
+    def check_outer_steps(outer_steps_per_batch: int, *losses: Any) -> None:
+        """Refuse several outer steps on a batch with a loss that is wrong once the policy has moved.
+
+        Raises:
+            ConfigurationError: One of the losses is of another kind than `"ratio"`.
+        """
+        for loss in losses:
+            if outer_steps_per_batch > 1 and isinstance(loss, PolicyGradient) and loss.kind != "ratio":
+                raise ConfigurationError(
+                    f"outer_steps_per_batch={outer_steps_per_batch}, but {loss} is right only for the policy that "
+                    "acted, and each outer step moves it. Use kind='ratio', or one outer step."
+                )
+
     def __repr__(self) -> str:
         return f"PolicyGradient(kind={self.kind!r}, clip={self.clip}, entropy={self.entropy})"

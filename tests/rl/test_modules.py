@@ -193,6 +193,9 @@ def test_success_is_what_the_best_is_chosen_by_where_it_is_known(discrete, tmp_p
     (found,) = fitted.test(module, data, verbose=False)
     assert found["test/query_success"] > found["test/query_success_before"] + 0.2
     assert data.last.closed == 1
+    (predicted,) = fitted.predict(module, data)
+    assert torch.isfinite(predicted.entropies()).all()
+    assert predicted.mode().shape[:3] == (6, 10, 12)
 
 
 def test_environments_are_closed_when_a_policy_does_not_suit_them():
@@ -212,6 +215,10 @@ def test_what_makes_no_sense_is_refused():
         module.collect(tasks, act)
     with pytest.raises(ValueError, match=r"discount must be from 0 to 1, got 1\.5"):
         MAMLRLModule(GaussianPolicy(), discount=1.5)
+    for loss in ({"loss": PolicyGradient("dice")}, {"inner_loss": PolicyGradient("score")}):
+        with pytest.raises(ValueError, match="right only for the policy that acted"):
+            MetaLSTMRLModule(GaussianPolicy(), outer_steps_per_batch=2, **loss)
+        MAMLRLModule(GaussianPolicy(), **loss)
     module = navigator()
     with pytest.raises(ValueError, match="Inner step 2 has no trajectories: the batch was collected for 2"):
         module.support_data(collected(module), {}, 2)
