@@ -34,7 +34,8 @@ class Docstrings(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         """Replace all of them, with links to the public names that they mention."""
-        links = {str(name): f"{m.path}.{name}" for m in pkg.modules.values() for name in m.exports or ()}
+        public = [(m, str(name)) for m in pkg.modules.values() for name in m.exports or ()]
+        links = {name: f"{m.path}.{name}" for m, name in public if name not in m.modules}
         for obj in _objects(pkg):
             if obj.docstring is not None:
                 found = _at_run_time(obj) if obj.is_class else None

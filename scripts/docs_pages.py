@@ -45,15 +45,21 @@ def _summary(module: str) -> str:
     return (ast.get_docstring(ast.parse(source.read_text())) or "").splitlines()[0]
 
 
+def identifier(module: str, name: str) -> str:
+    """How mkdocstrings finds a name: past a submodule of the same name, which it would take instead."""
+    is_hidden = (ROOT / module.replace(".", "/") / f"{name}.py").is_file()
+    return f"{module}.{name}.{name}" if is_hidden else f"{module}.{name}"
+
+
 def reference_pages() -> dict[str, str]:
     """The reference: a page for each module, by its name in docs/, and one that lists them."""
     top = set(_listed(ROOT / PACKAGE / "__init__.py"))
     pages, rows = {}, []
     for module, names in public_modules().items():
-        blocks = "\n\n".join(f"::: {module}.{name}" for name in names)
+        blocks = "\n\n".join(f"::: {identifier(module, name)}" for name in names)
         short = module.rpartition(".")[2]
         pages[f"reference/{short}.md"] = f"# {module}\n\n{_summary(module)}\n\n{blocks}\n"
-        links = [f"[`{name}`][{module}.{name}]" for name in names]
+        links = [f"[`{name}`][{identifier(module, name)}]" for name in names]
         links = [f"**{link}**" if name in top else link for name, link in zip(names, links, strict=True)]
         rows.append(f"| [{short}]({short}.md) | {_summary(module)} | {', '.join(links)} |")
     table = "\n".join(["| module | what is in it | names |", "|---|---|---|", *rows])
@@ -130,6 +136,6 @@ def on_post_build(config: Any) -> None:
     site = Path(config["site_dir"])
     for module, names in public_modules().items():
         page = (site / "reference" / module.rpartition(".")[2] / "index.html").read_text()
-        missing = [name for name in names if f'id="{module}.{name}"' not in page]
+        missing = [name for name in names if f'id="{identifier(module, name)}"' not in page]
         if missing:
             raise SystemExit(f"The reference of {module} has nothing about {', '.join(missing)}.")

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,11 @@ def test_every_public_name_has_a_page():
     names = list(public_names())
     assert len(names) > 80
     for module, name in names:
-        assert f"::: {module}.{name}\n" in pages[f"reference/{module.rpartition('.')[2]}.md"], f"{module}.{name}"
-        assert f"[`{name}`][{module}.{name}]" in pages["reference/index.md"], f"{module}.{name}"
+        value = getattr(importlib.import_module(module), name)
+        page = pages[f"reference/{module.rpartition('.')[2]}.md"]
+        (found,) = re.findall(rf"^::: ({module}(?:\.{name}){{1,2}})$", page, re.MULTILINE)
+        assert pkgutil.resolve_name(found) is value, f"{found} is something else than {module}.{name}"
+        assert f"[`{name}`][{found}]" in pages["reference/index.md"], f"{module}.{name}"
 
 
 def test_what_the_package_itself_exports_is_described_in_a_module_below():
