@@ -32,8 +32,8 @@ def test_every_row_of_the_results_has_a_configuration_and_a_command():
 
 def test_every_row_of_texts_has_a_configuration():
     of_texts = script("reproduce").recorded((ROOT / "docs" / "text.md").read_text())
-    assert of_texts
-    assert all((ROOT / "configs" / f"{row}.yaml").is_file() for row in of_texts)
+    names = (path.relative_to(ROOT / "configs").with_suffix("") for path in (ROOT / "configs").rglob("*shot.yaml"))
+    assert of_texts.keys() == {str(name) for name in names if name.name.startswith(("banking77", "clinc150"))}
 
 
 def test_a_row_is_run_again_and_compared(tmp_path, monkeypatch, capsys):
