@@ -12,8 +12,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PACKAGE = "lightning_meta"
 FRONT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-TO_COME = {"reinforcement_learning.md"}
-"""Pages that have a place in the navigation, and appear there once they are written."""
 
 
 def public_modules() -> dict[str, list[str]]:
@@ -107,17 +105,9 @@ def on_config(config: Any) -> Any:
     ]
     pages = [{Path(page).stem: page} for page in reference_pages() if page != "reference/index.md"]
     for tab in config["nav"]:
-        for title, entries in tab.items():
-            if title == "API reference":
-                tab[title] = ["reference/index.md", *pages]
-            elif isinstance(entries, list):
-                tab[title] = [entry for entry in entries if not _is_to_come(entry)]
+        if "API reference" in tab:
+            tab["API reference"] = ["reference/index.md", *pages]
     return config
-
-
-def _is_to_come(entry: dict[str, str]) -> bool:
-    (page,) = entry.values()
-    return page in TO_COME and not (ROOT / "docs" / page).is_file()
 
 
 def on_files(files: Any, config: Any) -> Any:
