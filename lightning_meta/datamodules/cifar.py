@@ -31,7 +31,7 @@ class CIFARFSDataModule(EpisodicDataModule):
         test_tasks: Number of test (and prediction) tasks.
         eval_batch_size: Tasks in a batch of evaluation, on each device.
         seed: Which streams of tasks.
-        num_workers: Worker processes of each loader. Data held as one tensor needs none.
+        num_workers: Worker processes of each loader. Data held as tensors needs none.
         val_n_way: Classes in a validation task; those in training by default, and so on below.
         val_k_shot: Support examples of each class in validation.
         val_n_query: Query examples of each class in validation.
@@ -142,7 +142,7 @@ class FC100DataModule(EpisodicDataModule):
         test_tasks: Number of test (and prediction) tasks.
         eval_batch_size: Tasks in a batch of evaluation, on each device.
         seed: Which streams of tasks.
-        num_workers: Worker processes of each loader. Data held as one tensor needs none.
+        num_workers: Worker processes of each loader. Data held as tensors needs none.
         val_n_way: Classes in a validation task; those in training by default, and so on below.
         val_k_shot: Support examples of each class in validation.
         val_n_query: Query examples of each class in validation.
