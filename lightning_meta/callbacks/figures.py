@@ -187,7 +187,7 @@ def draw_adaptation(axes: Any, curves: Mapping[str, Tensor], metric: str) -> Non
         axes.plot(steps, mean, marker="o", markersize=3, label=label)
         axes.fill_between(steps, mean - ci95, mean + ci95, alpha=0.2)
     axes.set(xlabel="inner steps")
-    axes.set_ylabel(f"{metric}, mean and 95 % interval", fontsize=9)
+    axes.set_ylabel(f"{metric}, mean and 95 % interval", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -189,7 +189,7 @@ def _draw_bars(part: Any, curves: dict[str, Tensor], name: str) -> None:
     axes = part.subplots(gridspec_kw=_MARGINS)
     found = {label: [x.item() for x in mean_and_ci95(values[:, 0])] for label, values in curves.items()}
     axes.bar(list(found), [mean for mean, _ in found.values()], yerr=[ci for _, ci in found.values()], width=0.5)
-    axes.set_ylabel(f"{name}, mean and 95 % interval", fontsize=9)
+    axes.set_ylabel(f"{name}, mean and 95 % interval", fontsize=8)
     axes.set_title(f"{len(curves[_TRAINED])} tasks", fontsize=10)
     axes.grid(alpha=0.3, axis="y")
 

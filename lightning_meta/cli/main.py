@@ -284,6 +284,8 @@ def console() -> None:
 
     The environment variable `LIGHTNING_META_TRACEBACK=1` shows them in full. Errors of others always are.
     """
+    # Lightning's own use of torch, of which a user can change nothing.
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
     try:
         main()
     except Exception as error:
