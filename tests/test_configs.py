@@ -115,7 +115,10 @@ def test_configuration(name, tmp_path, request):
             arguments += ["--data.num_workers", "0"]
     fitted = main(["fit", *arguments, "--trainer.max_epochs", "1"])
     assert fitted.trainer.global_step == 2 * fitted.model.outer.per_batch
-    tested = main(["test", *arguments, "--ckpt_path", "best"])
+    if any(data in name for data in ("glyphs", "sinusoid", "navigation")):
+        main(["test", *arguments, "--ckpt_path", "best"])
+    tested = main(["show", *arguments, "--ckpt_path", "best"])  # a test, and a page about it
+    assert (tmp_path / "figures/test.png").is_file()
     measured = tested.trainer.callback_metrics
     losses = [measured[key] for key in measured if key.startswith("test/query_loss")]
     assert losses

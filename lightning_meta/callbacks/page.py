@@ -62,6 +62,8 @@ class TaskFigures(pl.Callback):
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Forget the test before."""
         self._forget()
+        if self.untrained is not None:
+            self.untrained.trainer = trainer  # whose data module has environments to act in
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Task, batch_idx: int, dataloader_idx: int = 0
