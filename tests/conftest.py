@@ -1,5 +1,6 @@
 """Shared fixtures: small tasks, and the real data where it is at hand."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -21,6 +22,15 @@ def pytest_addoption(parser):
 @pytest.fixture(autouse=True, scope="session")
 def _threads():
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _what_is_logged():
+    """Scripts silence Lightning, which other tests listen to."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -32,7 +32,8 @@ def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
         >>> additive_mask(torch.tensor([[1, 0]]), torch.float16)
         tensor([[[[     0., -65504.]]]], dtype=torch.float16)
     """
-    return (1 - mask.to(dtype))[:, None, None, :] * torch.finfo(dtype).min
+    padding = torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, torch.finfo(dtype).min)
+    return padding[:, None, None, :]
 
 
 class TextEncoder(nn.Module):

@@ -65,7 +65,7 @@ def test_logs_have_the_designs_names():
     metrics = {"query_accuracy", "query_loss", "support_loss"}
     before = {f"{name}_before" for name in metrics}
     assert {name for name in run.logged_metrics if name.startswith("train/")} == {
-        f"train/{n}" for n in metrics | before
+        f"train/{n}" for n in metrics | before | {"gradient_norm"}
     }
     expected = metrics | before | {"query_accuracy_ci95", "query_loss_ci95"}
     assert {name for name in run.callback_metrics if name.startswith("val/")} == {f"val/{name}" for name in expected}
