@@ -104,7 +104,10 @@ class TaskFigures(pl.Callback):
         name = self._metric.replace("_", " ")
         panels = [*_task_panel(module, self._first, getattr(trainer, "datamodule", None))]
         curves = {label: torch.cat(parts) for label, parts in self._curves.items()}
-        if curves[_TRAINED].shape[1] > 1:
+        steps = curves[_TRAINED].shape[1]
+        if len(curves) == 1:  # whether it is trained is not known here
+            curves = {type(module).__name__: curves[_TRAINED]}
+        if steps > 1:
             panels.append(((_SMALL, 3.4), lambda part: _draw_curves(part, curves, name)))
         elif len(curves) > 1:
             panels.append(((_SMALL, 3.4), lambda part: _draw_bars(part, curves, name)))
@@ -184,7 +187,7 @@ def _draw_curves(part: Any, curves: dict[str, Tensor], name: str) -> None:
     axes = part.subplots(gridspec_kw=_MARGINS)
     draw_adaptation(axes, curves, name)
     axes.legend(fontsize=8)
-    axes.set_title(f"adaptation, {len(curves[_TRAINED])} tasks", fontsize=10)
+    axes.set_title(f"adaptation, {len(next(iter(curves.values())))} tasks", fontsize=10)
 
 
 def _draw_bars(part: Any, curves: dict[str, Tensor], name: str) -> None:
