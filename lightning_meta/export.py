@@ -66,9 +66,13 @@ def export_network(
     inputs = map_tensors(lambda t: t.detach().repeat(2, *[1] * (t.dim() - 1)), inputs)
     batch = torch.export.Dim("examples")
     shapes = (apply_to_collection(inputs, Tensor, lambda _: {0: batch}),)
-    kept = json.dumps({"classes": None if classes is None else list(classes), **(about or {})})
-    network = network.eval()
-    content = (_onnx if path.suffix == ".onnx" else _pt2)(network, inputs, shapes, kept)
+    kept = json.dumps({**(about or {}), "classes": None if classes is None else [str(name) for name in classes]})
+    modes = {layer: layer.training for layer in network.modules()}
+    try:
+        content = (_onnx if path.suffix == ".onnx" else _pt2)(network.eval(), inputs, shapes, kept)
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
     try:
         write_atomically(path, content)
     except OSError as error:
@@ -90,7 +94,13 @@ def _onnx(network: nn.Module, inputs: Any, shapes: Any, kept: str) -> bytes:
     if missing:
         raise ImportError(f"ONNX files need {' and '.join(missing)}: pip install 'lightning-meta[onnx]'.")
     try:
-        program: Any = torch.onnx.export(network, (inputs,), dynamo=True, dynamic_shapes=shapes, verbose=False)
+        program: Any = torch.onnx.export(
+            network,
+            (inputs, {}),
+            dynamo=True,
+            dynamic_shapes=shapes,
+            verbose=False,  # else a dict is taken for options
+        )
     except Exception as error:
         raise NetworkError(f"torch.onnx cannot export {type(network).__name__}: {first_line(error)}.") from error
     program.model.metadata_props[_ABOUT] = kept

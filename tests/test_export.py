@@ -78,6 +78,11 @@ def test_several_inputs_and_a_single_example(tmp_path):
     more = {"a": torch.rand(7, 2), "b": torch.rand(7, 3)}
     torch.testing.assert_close(found.network(more), network(more))
     assert found.classes is None
+    export_network(network, tmp_path / "model.onnx", one)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (other,) = session.run(None, {f"inputs_{name}": tensor.numpy() for name, tensor in more.items()})
+    torch.testing.assert_close(torch.from_numpy(other), network(more), rtol=1e-5, atol=1e-5)
+    assert network.training
 
 
 def test_torch_reads_it_without_this_package(tmp_path):

@@ -225,9 +225,9 @@ def _draw_hardest(part: Any, row: RowResult) -> None:
         queries[found.name] += found.queries
     hardest = sorted(queries, key=lambda name: right[name] / queries[name])[:_MOST_CLASSES][::-1]
     axes = part.subplots(gridspec_kw=_MARGINS | {"left": 0.36})
-    axes.barh(
-        [_short(name) for name in hardest], [right[name] / queries[name] for name in hardest], color="C3", alpha=0.45
-    )
+    places, accuracies = range(len(hardest)), [right[name] / queries[name] for name in hardest]
+    axes.barh(places, accuracies, color="C3", alpha=0.45)
+    axes.set_yticks(places, [_short(name) for name in hardest])  # which may be alike
     for place, name in enumerate(hardest):
         wrong = [(count, other) for (true, other), count in row.confusion.items() if true == name != other]
         if wrong:

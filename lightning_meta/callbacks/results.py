@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from lightning_meta.errors import ConfigurationError
 from lightning_meta.metrics import ClassResult, RowResult, results_table, save_results
 from lightning_meta.metrics.results import write_json
 from lightning_meta.task import Task, are_classes, number_of_examples
@@ -75,6 +76,8 @@ class TaskResults(pl.Callback):
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Ask for predictions where tasks have classes."""
         self._seen = {}
+        if self.json is not None and Path(self.json).is_dir():
+            raise ConfigurationError(f"The results are to be written to {self.json}, which is a folder. Give a file.")
         sources = [self._source(trainer, loader) for loader in range(len(_loaders(trainer)))]
         pl_module.evaluation.wants_predictions = any(source is not None for source in sources)
 
@@ -88,7 +91,7 @@ class TaskResults(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Task, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the values of each task."""
-        if not isinstance(outputs, dict) or not outputs:
+        if not _are_of_tasks(outputs):
             return  # a test_step of the user's own
         row = self._seen.setdefault(dataloader_idx, _Row())
         judged = {name: outputs.pop(name, None) for name in ("predictions", "targets", "mask")}
@@ -131,17 +134,19 @@ class TaskResults(pl.Callback):
         """Put together what all devices saw; print the table and write the files."""
         pl_module.evaluation.wants_predictions = False
         parts = _from_all_devices(trainer, self._seen)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # a few tasks, which are no result
         if not trainer.is_global_zero or not any(parts):
             return
         self.rows = [self._row(trainer, pl_module, loader, parts) for loader in sorted(parts[0])]
         about = self._about(trainer, pl_module)
-        name = Path(str(trainer.ckpt_path)).stem if trainer.ckpt_path else self.name
+        name = _name_of(trainer) if trainer.ckpt_path else self.name
         folder = self.written = Path(self.folder or Path(trainer.default_root_dir) / "results" / name)
         save_results(self.rows, about, folder)
-        if self.json is not None:
-            write_json(self.rows, about, Path(self.json))
         _say(f"{about['module']} on {about['data']}, mean over tasks and 95 % interval:\n{results_table(self.rows)}")
         _say(f"Each task and class: {folder}")
+        if self.json is not None:
+            write_json(self.rows, about, Path(self.json))
 
     def _row(self, trainer: pl.Trainer, module: Any, loader: int, parts: list[dict[int, _Row]]) -> RowResult:
         of_devices = [part[loader] for part in parts if loader in part]
@@ -154,7 +159,7 @@ class TaskResults(pl.Callback):
             classes += [found._replace(task=found.task + before) for found in row.classes]
             before += sum(map(_number, row.values))
         return RowResult(
-            name=names[loader] if loader < len(names) else "",
+            name=names[loader] if loader < len(names) else f"loader_{loader}" if len(parts[0]) > 1 else "",
             sizes=of_devices[0].sizes,
             normalization=module.algorithm.statistics if normalized else "",
             values={name: torch.cat([values[name] for values in batches]) for name in batches[0]},
@@ -186,6 +191,23 @@ class TaskResults(pl.Callback):
             return None
         found = loaders[loader].batches.distribution
         return found if isinstance(found, _Classes) else None
+
+
+def _are_of_tasks(outputs: Any) -> bool:
+    """Whether a step returned values of each task, and what they are of."""
+    if not isinstance(outputs, dict) or not outputs:
+        return False
+    values = [value for name, value in outputs.items() if name not in ("predictions", "targets", "mask")]
+    return all(isinstance(value, Tensor) and value.dim() == 1 for value in values) and bool(values)
+
+
+def _name_of(trainer: pl.Trainer) -> str:
+    """The name of a checkpoint; of one of another run with the name of that run, so that results stay apart."""
+    path = Path(str(trainer.ckpt_path))
+    own = Path(trainer.default_root_dir) / "checkpoints"
+    if path.parent.resolve() == own.resolve() or path.parent.name != "checkpoints":
+        return path.stem
+    return f"{path.parent.parent.name}-{path.stem}"
 
 
 def _number(values: dict[str, Tensor]) -> int:

@@ -42,7 +42,7 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(prog=f"lightning-meta {name}", description=command.sentence)
     command.add_arguments(parser)
-    command.run(parser.parse_args(arguments))
+    command.run(parser.parse_intermixed_args(arguments))
 
 
 def listed() -> str:

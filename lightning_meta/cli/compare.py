@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from lightning_meta.errors import ConfigurationError, MissingFileError
-from lightning_meta.metrics.results import Difference, TaskTable, compare_tasks, read_tasks
+from lightning_meta.metrics.results import SHOWN, Difference, TaskTable, compare_tasks, read_tasks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +57,8 @@ def comparison(names: list[str], tables: list[TaskTable], metric: str | None) ->
         tables: What `tasks.csv` says of each.
         metric: What to compare; see `compare_tasks`.
     """
+    shared = [name for name in SHOWN if all(name in table.values for table in tables)]
+    metric = metric or (shared[0] if shared else None)
     each = [compare_tasks(tables[0], table, metric) for table in tables]
     shown = each[0][0].metric
     lines = [["run", "row", shown.replace("_", " "), f"difference to {names[0]}"]]
@@ -79,7 +81,7 @@ def _cells(difference: Difference, *, first: bool) -> list[str]:
     if first:
         return [*cells, ""]
     mean, ci95 = (scale * value for value in difference.difference)
-    sure = "" if abs(mean) <= ci95 else " *"
+    sure = " *" if abs(mean) > ci95 else ""  # nothing is sure of a single task, or of a loss that is not finite
     return [*cells, f"{mean:+.{digits}f} ± {ci95:.{digits}f}{' points' if percent else ''}{sure}"]
 
 

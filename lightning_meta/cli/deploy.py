@@ -45,13 +45,14 @@ def adapt(options: argparse.Namespace) -> None:
     about = _about_images(options, checkpoint)
     files = list_folders(Path(options.support))
     inputs = _read([Path(path) for path in files.paths], about)
-    network = module.adapt_to(inputs, torch.tensor(files.targets), options.steps)
-    outputs = network(inputs[:1]).shape[-1]
+    head = getattr(module.network, "head", None) if module.task_map.names else None
+    outputs = getattr(head, "out_features", len(files.classes))
     if outputs < len(files.classes):
         raise ConfigurationError(
             f"{options.support} has {len(files.classes)} classes, but the network tells {outputs} apart. Leave some "
             f"out, or train with n_way={len(files.classes)}."
         )
+    network = module.adapt_to(inputs, torch.tensor(files.targets), options.steps)
     export_network(network, options.out, inputs, files.classes, about)
     print(f"{type(module).__name__} adapted to {len(inputs)} images of {', '.join(files.classes)}: {options.out}")
 

@@ -133,6 +133,7 @@ class MetaCLI(LightningCLI):
         if predictions:
             rank = f".rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
             path = Path(self.trainer.default_root_dir) / f"predictions{rank}.pt"
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_predictions(predictions, len(self.trainer.num_predict_batches), path)
             rank_zero_info(f"The predictions for the query sets of the test tasks are in {path}.")
 

@@ -130,9 +130,9 @@ class EpisodicDataModule(TaskDataModule):
         self.min_examples = min_examples
         self.same_names: SameNames = same_names
         self.transforms: dict[str, tuple[Transform | None, Transform | None]] = {
-            "train": (train_transform, train_query_transform or train_transform),
-            "val": (eval_transform, eval_query_transform or eval_transform),
-            "test": (eval_transform, eval_query_transform or eval_transform),
+            "train": (train_transform, train_transform if train_query_transform is None else train_query_transform),
+            "val": (eval_transform, eval_transform if eval_query_transform is None else eval_query_transform),
+            "test": (eval_transform, eval_transform if eval_query_transform is None else eval_query_transform),
         }
         """The transforms of the support and of the query examples of each split."""
         if same_names not in get_args(SameNames):

@@ -148,7 +148,10 @@ def _read_pickle(path: Path, labels: Path | None = None) -> Packed:
         images, classes = _of(content, "image_data", path), sorted(places)
         targets = np.full(len(images), -1)
         for number, name in enumerate(classes):
-            targets[np.asarray(places[name], dtype=np.int64)] = number
+            at = np.asarray(places[name], dtype=np.int64)
+            if (at < 0).any() or (targets[at] >= 0).any():
+                raise DataError(f"{path}: class {name} has places below 0, or images of another class.")
+            targets[at] = number
         if (targets < 0).any():
             raise DataError(f"{path}: {(targets < 0).sum()} images belong to no class.")
         return Packed(images, targets.tolist(), classes)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
@@ -37,7 +38,7 @@ def encode_images(
 
     Raises:
         ArgumentTypeError: The data is not held as one tensor, or `network` is not an `nn.Module`.
-        ConfigurationError: The network does not give one vector for each example.
+        ConfigurationError: The network does not give one vector for each example, or normalizes by the batch at hand.
         DataError: The memory map cannot be written.
 
     Example:
@@ -57,7 +58,16 @@ def encode_images(
     body = getattr(network, "body", None)
     body = body if isinstance(body, nn.Module) else network
     folder = cache_folder() if cache is None else cache
-    target = folder / f"{dataset.key or _key_of(dataset.inputs)}-{_key_of(body)}.npy"
+    layers = [(name, layer) for name, layer in body.named_modules() if isinstance(layer, _BatchNorm)]
+    mixed = [name for name, layer in layers if layer.running_mean is None]
+    if mixed:
+        raise ConfigurationError(
+            f"{name}: the layer {mixed[0]!r} of the backbone normalizes by the batch at hand, so that features would "
+            "depend on their neighbours. Give a network whose batch normalization tracks statistics in its training "
+            "(track_running_stats=True)."
+        )
+    scale = "" if dataset.scale in (None, image_scale(dataset.inputs)) else f"-{dataset.scale}"
+    target = folder / f"{dataset.key or _key_of(dataset.inputs)}{scale}-{_key_of(body)}.npy"
     if not target.is_file():
         _encode(dataset, body, target, name)
     features = ClassDataset(torch.from_numpy(np.load(target, mmap_mode="c")), dataset.targets, dataset.classes)

@@ -117,7 +117,9 @@ def list_table(table: Path, root: Path, column: str = "path") -> dict[str, Image
             split = (row.get("split") or "").strip()
             if split not in ("", *SPLITS):
                 raise ConfigurationError(f"{table}, line {reader.line_num}: split {split!r} is not train, val or test.")
-            found.setdefault(split, {}).setdefault(row["label"], []).append(str(root / row[column]))
+            if not (row["label"] or "").strip() or not row[column]:
+                raise DataError(f"{table}, line {reader.line_num}: a path or a label is missing.")
+            found.setdefault(split, {}).setdefault(row["label"].strip(), []).append(str(root / row[column]))
     return {split: _by_class(dict(sorted(classes.items())), table) for split, classes in found.items()}
 
 

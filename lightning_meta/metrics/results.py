@@ -143,11 +143,15 @@ def save_results(rows: Sequence[RowResult], about: Mapping[str, Any], folder: Pa
         _write_csv(folder / "classes.csv", ["row", "task", "class", "queries", "accuracy", "loss"], classes)
         pairs = ([row.name, *pair, count] for row in rows for pair, count in row.confusion.most_common())
         _write_csv(folder / "confusion.csv", ["row", "class", "predicted", "queries"], pairs)
+    else:  # those of another test would not go with the rest
+        for name in ("classes.csv", "confusion.csv"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_json(rows: Sequence[RowResult], about: Mapping[str, Any], path: Path) -> None:
     """Write means and intervals of all rows, and what they are of."""
     content = {**about, "rows": [row.summary() for row in rows]}
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=True) + "\n").encode())
 
 

@@ -199,6 +199,8 @@ def _of_torchvision(name: str, weights: str | None) -> tuple[nn.Module, int, Nor
     setattr(network.get_submodule(parent), last, nn.Identity())
     if path is not None:
         _load(network, path, (f"{key}.", "aux1.", "aux2.", "AuxLogits."))
+        if hasattr(network, "transform_input"):  # torchvision's pretrained ones have it, and the file is of such
+            network.transform_input = True  # type: ignore[assignment]
     return network, head.in_features, Normalize(*normalize)
 
 

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_meta.algorithms import Actor
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.functional.inner_loop import check_steps
 from lightning_meta.functional.network import Params
+from lightning_meta.functional.normalization import batch_normalized_layers
 from lightning_meta.modules.evaluation import with_gradients
 from lightning_meta.rl.data_module import SPLITS, RLDataModule
 from lightning_meta.rl.rollout import chance, rollout
@@ -94,6 +96,7 @@ def collect(module: Any, tasks: Task, act: Actor) -> Task:
         query, `(B, E, T, ...)`. Targets are `Experience`. Without inner steps the support is the query, once.
     """
     sampler: Sampler = module.sampler
+    check_policy(module.network)
     began = time.perf_counter()
     data = sampler.source(module)
     split, numbers = which(tasks)
@@ -107,6 +110,21 @@ def collect(module: Any, tasks: Task, act: Actor) -> Task:
         _count(module, steps)
     support = map_tensors(lambda *each: torch.stack(each, 1), *(found[:-1] or found))
     return Task(support, found[-1])
+
+
+def check_policy(network: nn.Module) -> None:
+    """Refuse a policy that is not the same where it acts, step by step, and where it learns, on whole episodes.
+
+    Raises:
+        ConfigurationError: It has batch normalization over what is at hand, or dropout.
+    """
+    names = list(batch_normalized_layers(network))
+    names += [name for name, layer in network.named_modules() if isinstance(layer, _DropoutNd) and layer.p > 0]
+    if names:
+        raise ConfigurationError(
+            f"A policy must be the same when it acts and when it learns, and its layer {names[0]!r} makes it depend on "
+            "what else is in the batch, or on chance. Use LayerNorm, and no dropout."
+        )
 
 
 def _acted(module: Any, act: Actor, data: RLDataModule, split: str, numbers: Sequence[int]) -> list[Examples]:
@@ -180,8 +198,8 @@ def measured(module: Any, tasks: Task, values: dict[str, Tensor]) -> dict[str, T
                 found[name] = values[key]
     support, query = tasks.support.targets, tasks.query.targets
     of_steps = {"return": (support.returns, query.returns)}
-    if bool((query.success >= 0).all()):
-        of_steps["success"] = (support.success, query.success)
+    if bool((query.success >= 0).any()):  # some environments say it only where the task is achieved
+        of_steps["success"] = (support.success.clamp(min=0), query.success.clamp(min=0))
     for name, (before, after) in of_steps.items():
         each = [before[:, step].mean(1) for step in range(sampler.steps)] + [after.mean(1)]
         found |= {f"query_{name}": each[-1], f"query_{name}_before": each[0]}
@@ -221,9 +239,13 @@ def adaptation_curve(module: Any, tasks: Task, steps: int | None = None) -> dict
     for name in ("return", "success"):
         key = "returns" if name == "return" else name
         support, query = (getattr(part.targets, key) for part in batch)
+        if name == "success":
+            if not bool((query >= 0).any()):
+                break
+            support, query = support.clamp(min=0), query.clamp(min=0)
         parts = ([support.mean(2)] if act.steps else []) + [query.mean(1, keepdim=True)]
         found[f"query_{name}"] = torch.cat(parts, 1)
-    return found if bool((found["query_success"] >= 0).all()) else {"query_return": found["query_return"]}
+    return found
 
 
 def monitor(module: Any) -> str:

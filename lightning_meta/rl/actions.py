@@ -89,7 +89,7 @@ class CategoricalActions(NamedTuple):
     def entropies(self) -> Tensor:
         """Of the choices."""
         log = F.log_softmax(self.logits, -1)
-        return -(log.exp() * log).sum(-1)
+        return -torch.where(log.isfinite(), log.exp() * log.masked_fill(~log.isfinite(), 0), 0).sum(-1)
 
 
 class UniformActions(NamedTuple):

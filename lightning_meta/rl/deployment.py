@@ -15,7 +15,7 @@ from lightning_meta.functional.network import copied
 from lightning_meta.modules import deployment
 from lightning_meta.modules.evaluation import with_gradients
 from lightning_meta.rl.environment import Box, Discrete, PolicySpaces, TaskEnvironments, Transition
-from lightning_meta.rl.rollout import chance, check_actions, rollout
+from lightning_meta.rl.rollout import chance, check_actions, numbers, rollout
 from lightning_meta.rl.trajectories import Trajectories
 from lightning_meta.task import Examples, Task, map_tensors
 
@@ -45,7 +45,7 @@ class AdaptedPolicy(nn.Module):
         """
         like, shape = next(self.network.parameters()), self.spaces.observation
         given = torch.as_tensor(observations, device=like.device)
-        given = _numbers(given, like)
+        given = numbers(given, like)
         is_one = given.shape == shape
         if not is_one and given.shape[1:] != shape:
             raise ConfigurationError(f"Observations must be {shape} or many of such, got {tuple(given.shape)}.")
@@ -108,13 +108,7 @@ class OneEnvironment:
 
 
 def _observation(observation: Any) -> Tensor:
-    return _numbers(torch.as_tensor(np.asarray(observation)), torch.zeros(1)).unsqueeze(0).unsqueeze(0)
-
-
-def _numbers(observations: Tensor, like: Tensor) -> Tensor:
-    """What a policy sees, in its type: bytes of images as numbers from 0 to 1, as data modules give them."""
-    found = observations.to(like)
-    return found / 255 if observations.dtype == torch.uint8 else found
+    return numbers(torch.as_tensor(np.asarray(observation)), torch.zeros(1)).unsqueeze(0).unsqueeze(0)
 
 
 def spaces_of(environment: Any) -> PolicySpaces:
@@ -132,7 +126,7 @@ def spaces_of(environment: Any) -> PolicySpaces:
     if hasattr(done, "low"):
         low, high = (tuple(float(x) for x in np.asarray(bound).flatten()) for bound in (done.low, done.high))
         return PolicySpaces(tuple(seen.shape), Box(low, high))
-    if not hasattr(done, "n") or int(getattr(done, "start", 0)) != 0:
+    if not hasattr(done, "n") or done.shape or int(getattr(done, "start", 0)) != 0:
         raise ConfigurationError(f"Actions must be a Box or a Discrete from 0, got {done}.")
     return PolicySpaces(tuple(seen.shape), Discrete(int(done.n)))
 

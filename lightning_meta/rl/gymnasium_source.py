@@ -1,7 +1,10 @@
 """Environments of Gymnasium, each with its task."""
 
+import hashlib
+import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +67,7 @@ class GymnasiumSource:
 
     def acquire(self, task: Any) -> Environment:
         """An environment in which this is the task."""
-        key = repr(task) if self.set_task is None else ""
+        key = _content(task) if self.set_task is None else ""
         found = next((i for i, (of, _) in enumerate(self._free) if of == key), None)
         environment = self._made(task) if found is None else self._free.pop(found)[1]
         self._keys[id(environment)] = key
@@ -148,3 +151,13 @@ def shown(environment: Any, observation: Callable[[Any], Any], shape: tuple[int,
     space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
     wrappers = gymnasium.wrappers
     return wrappers.TimeLimit(wrappers.TransformObservation(environment, observation, space), horizon)
+
+
+def _content(task: Any) -> str:
+    """What tells a task from others: its whole content, of which a text may show a part; like no other if unknown."""
+    import cloudpickle
+
+    try:
+        return hashlib.blake2b(cloudpickle.dumps(task)).hexdigest()
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return uuid4().hex

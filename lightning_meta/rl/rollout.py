@@ -87,7 +87,7 @@ def rollout(
                 "rate, gradient_clip_val, or a larger floor of the policy's deviations (min_std) may help."
             )
         after = environments.step(spaces.environment_actions(actions))
-        rewards = after.rewards.to(like)
+        rewards = after.rewards.to(like, copy=True)
         _check_finite(rewards, "reward", t, names)
         seen.append((observations, actions, rewards, alive, predictions))
         if after.success is not None:
@@ -162,7 +162,16 @@ def _observed(observations: Any, shape: tuple[int, ...], like: Tensor) -> Tensor
     if not isinstance(observations, Tensor) or observations.shape != shape:
         found = tuple(getattr(observations, "shape", ()))
         raise DataError(f"The environments gave observations {found}, not {shape} (tasks, episodes, observation).")
-    return observations.to(like) if observations.is_floating_point() else observations.to(like.device)
+    # Copies, since environments may write the next step into what they returned.
+    if observations.dtype == torch.uint8:
+        return numbers(observations, like)
+    return observations.to(like if observations.is_floating_point() else like.device, copy=True)
+
+
+def numbers(observations: Tensor, like: Tensor) -> Tensor:
+    """What a policy sees, in its type: bytes of images as numbers from 0 to 1, as data modules give them."""
+    found = observations.to(like, copy=True)
+    return found / 255 if observations.dtype == torch.uint8 else found
 
 
 def _check_finite(values: Tensor, what: str, t: int, names: Sequence[Any]) -> None:

@@ -82,6 +82,23 @@ def run_and_read(arguments, capsys):
     return capsys.readouterr().out
 
 
+def test_results_of_another_runs_checkpoint_stay_apart(config, tmp_path, capsys):  # noqa: F811
+    given = ["--config", str(config), *QUIET]
+    for run in ("a", "b"):
+        main(["fit", *given, "--trainer.default_root_dir", str(tmp_path / run), "--trainer.max_epochs", "1"])
+    main(["test", *given, "--trainer.default_root_dir", str(tmp_path / "a"), "--ckpt_path", "best"])
+    before = (tmp_path / "a/results/best/tasks.csv").read_text()
+    main(["test", *given, "--trainer.default_root_dir", str(tmp_path / "a"), "--ckpt_path",
+          str(tmp_path / "b/checkpoints/best.ckpt"), "--json", str(tmp_path / "new" / "b.json")])  # fmt: skip
+    assert (tmp_path / "a/results/best/tasks.csv").read_text() == before
+    assert (tmp_path / "a/results/b-best/tasks.csv").is_file()
+    assert (tmp_path / "new/b.json").is_file()
+    with pytest.raises(ConfigurationError, match="which is a folder"):
+        main(["test", *given, "--json", str(tmp_path)])
+    main(["test", *given, "--trainer.default_root_dir", str(tmp_path / "c"), "--trainer.fast_dev_run", "true"])
+    assert not (tmp_path / "c/results").exists()
+
+
 def test_show_draws_a_page_beside_the_untrained_network(config, tmp_path):  # noqa: F811
     main(["fit", "--config", str(config), *QUIET])
     shown = main(["show", "--config", str(config), *QUIET, "--ckpt_path", "best"])

@@ -240,3 +240,11 @@ def test_files_of_a_class_are_in_the_order_of_their_folders(tmp_path):
     found = image_folder.list_folders(tmp_path).paths
     assert found == [str(tmp_path / "class" / name) for name in ("a/x/1.PNG", "b/2.png", "b-1.png", "c.jpeg")]
     assert found == [str(path) for path in sorted(map(Path, found))]
+
+
+def test_a_row_without_a_label_is_named(tmp_path):
+    (tmp_path / "photos.csv").write_text("path,label\na.png, oak \nb.png\n")
+    with pytest.raises(DataError, match=r"photos\.csv, line 3: a path or a label is missing"):
+        image_folder.list_table(tmp_path / "photos.csv", tmp_path)
+    (tmp_path / "photos.csv").write_text("path,label\na.png, oak \nb.png,oak\n")
+    assert image_folder.list_table(tmp_path / "photos.csv", tmp_path)[""].classes == ["oak"]

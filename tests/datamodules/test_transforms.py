@@ -208,3 +208,9 @@ def test_training_goes_on_at_the_same_augmented_task():
     data.trainer = as_rank(0, 1, 4).trainer
     for batch, expected in zip(data.train_dataloader(), whole[4:], strict=False):
         assert all(map(torch.equal, tensors_of(batch), expected))
+
+
+def test_an_empty_transform_of_query_examples_is_none():
+    """An empty `Sequential` is false."""
+    data = EpisodicDataModule(train_transform=nn.Flatten(), train_query_transform=nn.Sequential())
+    assert isinstance(data.transforms["train"][1], nn.Sequential)

@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils.data import Subset
 from torchvision.models import resnet18
 
-from lightning_meta import Backbone, ImageFolderDataModule, MAMLModule, ProtoNetModule
+from lightning_meta import Backbone, Conv4, ImageFolderDataModule, MAMLModule, ProtoNetModule
 from lightning_meta.cli.main import main
 from lightning_meta.datamodules.labelled import base_of
-from lightning_meta.datasets import ClassDataset, encode_images, features
+from lightning_meta.datasets import ClassDataset, encode_images, features, glyphs
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
 from tests.cli.test_main import QUIET
 from tests.datamodules.test_image_folder import SMALL, photos
@@ -159,3 +159,14 @@ data:
     assert "test/query_accuracy" in tested.trainer.callback_metrics
     assert cached.exists()
     assert len(list((tmp_path / "cache").glob("*-*.npy"))) == 1
+
+
+def test_features_that_would_depend_on_their_neighbours_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"the layer '.*' of the backbone normalizes by the batch at hand"):
+        encode_images(glyphs(range(3)), Conv4(5, hidden=4), cache=tmp_path)
+
+
+def test_another_scale_is_another_file(tmp_path):
+    pixels, body = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8), nn.Flatten()
+    found = [encode_images(ClassDataset(pixels, [0, 1], scale=s), body, cache=tmp_path) for s in (None, 1.0)]
+    assert [float(each.inputs.max()) for each in found] == [1.0, 255.0]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from lightning_meta.cli.compare import comparison
 from lightning_meta.errors import ConfigurationError, DataError, MissingFileError
 from lightning_meta.metrics import ClassResult, RowResult, compare_tasks, read_tasks, results_table, save_results
 
@@ -91,3 +92,24 @@ def test_the_table_has_a_line_for_each_row():
     assert len(lines) == 3
     assert "50.0 ± 0.0 %" in lines[1]
     assert lines[0].index("query loss") == lines[1].index("0.500 ± 0.000") == lines[2].index("0.050 ± 0.098")
+
+
+def test_nothing_is_sure_of_a_single_task(tmp_path):
+    tables = [saved(tmp_path / name, row([value])) for name, value in (("a", 0.1), ("b", 0.9))]
+    assert "*" not in comparison(["a", "b"], tables, None)
+
+
+def test_one_metric_is_chosen_for_all(tmp_path):
+    """That which every run has."""
+    first, second = saved(tmp_path / "a", row([0.1, 0.4])), saved(tmp_path / "b", row([0.2, 0.4]))
+    second = second._replace(values={"query_loss": second.values["query_loss"]})
+    assert "query loss" in comparison(["a", "b"], [first, second], None).splitlines()[1]
+    assert "0.7500" in comparison(["a", "b"], [first, second], None).splitlines()[2]
+
+
+def test_files_of_classes_go_with_the_classes(tmp_path):
+    saved(tmp_path, row([0.1, 0.2]))
+    plain = row([0.1])
+    plain.classes, plain.task_classes = [], []
+    saved(tmp_path, plain)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "tasks.csv"]

@@ -225,3 +225,29 @@ def _has_ended(pid):
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+class Weighed(Point):
+    """Pays the sum of an array that it is made with."""
+
+    def __init__(self, weights=None, **options):
+        super().__init__(**options)
+        self.weights = weights
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, float(self.weights.sum()), *rest
+
+
+def test_an_environment_is_used_again_for_the_same_task_only():
+    """Arrays so large that their text is shortened."""
+    tasks = [{"weights": np.full((100, 100), i / 1e4)} for i in range(4)]
+    data = module(Weighed, tasks)
+    data.setup()
+    suite = data.suites["train"]
+    for numbers in ([0, 1], [2, 3], [3, 1]):
+        environments = suite.environments(numbers, 1)
+        environments.reset(np.zeros((2, 1), dtype=np.uint64))
+        rewards = environments.step(torch.zeros(2, 1, environments.spaces.actions.size)).rewards
+        environments.close()
+        assert rewards.flatten().tolist() == pytest.approx([suite.task(i)["weights"].sum() for i in numbers])

@@ -5,9 +5,11 @@ from dataclasses import replace
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import nn
 
 from lightning_meta import RunCheckpoint
 from lightning_meta.algorithms import Actor
+from lightning_meta.errors import ConfigurationError
 from lightning_meta.inner import LSLR, SGD, LSTMOptimizer, MetaSGD
 from lightning_meta.modules.evaluation import collected as collected_for
 from lightning_meta.rl import (
@@ -229,3 +231,11 @@ def test_the_core_collects_as_in_its_own_steps():
     tasks = module.sampler.data.tasks["val"].tasks([0, 1])
     one, other = collected_for(module, tasks, training=False), collected(module, [0, 1], "val", training=False)
     assert torch.equal(one.query.inputs, other.query.inputs)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.BatchNorm1d(8, track_running_stats=False), nn.Dropout(0.1)])
+def test_a_policy_that_acts_otherwise_than_it_learns_is_refused(layer):
+    body = nn.Sequential(nn.Linear(2, 8), layer, nn.Linear(8, 2))
+    data = NavigationDataModule(horizon=3, meta_batch_size=2, steps_per_epoch=1, val_tasks=1)
+    with pytest.raises(ConfigurationError, match=r"its layer '.*1' makes it depend on .*LayerNorm, and no dropout"):
+        trainer(None, max_epochs=1).fit(MAMLRLModule(GaussianPolicy(2, 2, network=body)), data)

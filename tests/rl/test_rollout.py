@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_meta.rl import Box, Discrete, GaussianActions, GaussianPolicy, PolicySpaces, RandomPolicy, Transition
+from lightning_meta.rl import (
+    Box,
+    CategoricalActions,
+    Discrete,
+    GaussianActions,
+    GaussianPolicy,
+    PolicySpaces,
+    RandomPolicy,
+    Transition,
+)
 from lightning_meta.rl.navigation import NavigationSuite
 from lightning_meta.rl.policies import CategoricalPolicy
 from lightning_meta.rl.rollout import Chance, chance, check_actions, rollout
@@ -188,3 +197,32 @@ def test_transitions_need_no_success():
     found, _ = acted(corridor(made=Silent), RandomPolicy(action_size=1).double())
     assert (found.success == -1).all()
     assert isinstance(acted(corridor(), RandomPolicy(action_size=1).double())[1], Chance)
+
+
+class OneBuffer(Corridor):
+    """Writes each step into what it returned before, as many simulators do."""
+
+    def observations(self):
+        if not hasattr(self, "buffer"):
+            self.buffer, self.paid = super().observations(), torch.zeros_like(self.at)
+        return self.buffer.copy_(super().observations())
+
+    def step(self, actions):
+        after = super().step(actions)
+        return after._replace(rewards=self.paid.copy_(after.rewards))
+
+
+def test_environments_may_use_one_buffer():
+    torch.manual_seed(0)
+    policy = GaussianPolicy(3, 1).double()
+    (found, _), (expected, _) = acted(corridor(made=OneBuffer), policy), acted(corridor(), policy)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_forbidden_choices_have_a_finite_entropy():
+    logits = torch.tensor([0.0, 0.0, -torch.inf], requires_grad=True)
+    entropy = CategoricalActions(logits).entropies()
+    assert entropy.item() == pytest.approx(np.log(2))
+    entropy.backward()
+    assert torch.isfinite(logits.grad).all()
