@@ -126,7 +126,7 @@ def spaces_of(environment: Any) -> PolicySpaces:
     if hasattr(done, "low"):
         low, high = (tuple(float(x) for x in np.asarray(bound).flatten()) for bound in (done.low, done.high))
         return PolicySpaces(tuple(seen.shape), Box(low, high))
-    if not hasattr(done, "n") or done.shape or int(getattr(done, "start", 0)) != 0:
+    if not hasattr(done, "n") or getattr(done, "shape", None) or int(getattr(done, "start", 0)) != 0:
         raise ConfigurationError(f"Actions must be a Box or a Discrete from 0, got {done}.")
     return PolicySpaces(tuple(seen.shape), Discrete(int(done.n)))
 
