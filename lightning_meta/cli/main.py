@@ -139,25 +139,33 @@ class MetaCLI(LightningCLI):
 
     def test(self, **kwargs: Any) -> None:
         """Test, and show the result as one table; of embeddings, beside the nearest centroid on the same tasks."""
-        self.trainer.test(verbose=False, **kwargs)
         wanted = self._command_config().baseline
-        if wanted or (wanted is None and getattr(self.datamodule, "embedded", False)):
-            self._test_baseline()
+        if wanted is None:
+            wanted = getattr(self.datamodule, "embedded", False)
+        baseline = self._test_baseline() if wanted else None
+        self.trainer.test(verbose=False, **kwargs)  # the last, so that its metrics are those of the Trainer
+        ours = self._results().written
+        if baseline is not None and ours is not None and self.trainer.is_global_zero:
+            tables = [read_tasks(folder) for folder in (baseline, ours)]
+            print(comparison(["nearest centroid", type(self.model).__name__], tables, None))
 
-    def _test_baseline(self) -> None:
-        """Test what learns nothing, and print how the module compares with it, task by task.
+    def _results(self) -> TaskResults:
+        found: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next(each for each in found if isinstance(each, TaskResults))
+
+    def _test_baseline(self) -> Path | None:
+        """Test what learns nothing; returns the folder of its results.
 
         Raises:
             ConfigurationError: The tasks have no classes.
         """
         if not hasattr(self.datamodule, "largest_way"):
             raise ConfigurationError("--baseline is the nearest centroid, which is for tasks of classes.")
-        (results,) = (each for each in self.trainer.callbacks if isinstance(each, TaskResults))  # type: ignore[attr-defined]
-        ours, results.json, results.name = results.written, None, "nearest_centroid"
+        results = self._results()
+        kept, results.json, results.name = (results.json, results.name), None, "nearest_centroid"
         self.trainer.test(NearestCentroidModule(), datamodule=self.datamodule, verbose=False)
-        if self.trainer.is_global_zero:
-            tables = [read_tasks(folder) for folder in (results.written, ours) if folder is not None]
-            print(comparison(["nearest centroid", type(self.model).__name__], tables, None))
+        results.json, results.name = kept
+        return results.written
 
     def show(self, **kwargs: Any) -> None:
         """Test, and draw a page about it, beside what the network does without meta-training."""

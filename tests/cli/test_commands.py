@@ -54,7 +54,7 @@ def test_a_baseline_is_compared_in_pairs(config, tmp_path, capsys):  # noqa: F81
     given = ["--config", str(config), *QUIET, "--data.test_k_shot", "[1, 2]", "--data.test_tasks", "9"]
     main(["fit", *given])
     capsys.readouterr()
-    main(["test", *given, "--ckpt_path", "best", "--baseline", "true", "--json", str(tmp_path / "r.json")])
+    made = main(["test", *given, "--ckpt_path", "best", "--baseline", "true", "--json", str(tmp_path / "r.json")])
     lines = capsys.readouterr().out.splitlines()
     folder = tmp_path / "run/results"
     assert {path.name for path in folder.iterdir()} == {"best", "nearest_centroid"}
@@ -69,6 +69,8 @@ def test_a_baseline_is_compared_in_pairs(config, tmp_path, capsys):  # noqa: F81
         (line,) = [line for line in lines if line.startswith("MAMLModule") and shot in line and "points" in line]
         assert shown in line
     assert json.loads((tmp_path / "r.json").read_text())["module"] == "MAMLModule"
+    ours = torch.tensor([value for row, value in tables[1] if row == "3-way 1-shot"]).mean().item()
+    assert made.trainer.callback_metrics["test/query_accuracy/3-way 1-shot"].item() == pytest.approx(ours)
     assert "nearest centroid" not in "".join(run_and_read(["test", *given], capsys))
     sinusoid = str(Path(__file__).parents[2] / "configs/maml/sinusoid_5shot.yaml")
     with pytest.raises(ConfigurationError, match="which is for tasks of classes"):
