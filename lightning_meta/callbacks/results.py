@@ -130,6 +130,10 @@ class TaskResults(pl.Callback):
                     wrong = classes[other] if other < len(classes) else f"output {other}"
                     row.confusion[name, wrong] += times
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Ask for predictions no longer."""
+        pl_module.evaluation.wants_predictions = False
+
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Put together what all devices saw; print the table and write the files."""
         pl_module.evaluation.wants_predictions = False

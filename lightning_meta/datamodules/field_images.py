@@ -41,7 +41,6 @@ class FieldImages:
         self.root, self.size = Path(root).expanduser(), image_size
         self.cache = None if cache is None else Path(cache).expanduser()
         self.backbone = check_backbone(backbone, transforms)
-        self.embedded = self.backbone is not None
 
     def of(
         self,

@@ -51,7 +51,6 @@ class FineGrainedDataModule(EpisodicDataModule):
         eval_transform: Of each example in validation and test; what is random in it is the same in every run.
         eval_query_transform: Of the query examples in validation and test, if those get another one.
 
-
     Raises:
         ArgumentTypeError: At construction, a value is of another kind.
         ConfigurationError: At construction, a value does not make sense. In `setup`, the classes cannot give such
@@ -122,6 +121,7 @@ class FineGrainedDataModule(EpisodicDataModule):
         check_number("split_seed", split_seed, 0, 2**64)
         self.kind, self.split, self.split_seed = name, split, split_seed
         self.images = FieldImages(root, image_size, cache, backbone, self.transforms)
+        self.embedded = backbone is not None
 
     def prepare_data(self) -> None:
         """Unpack the images that are not unpacked yet, on one process of each machine."""

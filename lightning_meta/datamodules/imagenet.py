@@ -44,7 +44,6 @@ class MiniImageNetDataModule(EpisodicDataModule):
         eval_transform: Of each example in validation and test; what is random in it is the same in every run.
         eval_query_transform: Of the query examples in validation and test, if those get another one.
 
-
     Raises:
         ArgumentTypeError: At construction, a value is of another kind.
         ConfigurationError: At construction, a value does not make sense. In `setup`, the classes cannot give such
@@ -108,6 +107,7 @@ class MiniImageNetDataModule(EpisodicDataModule):
             eval_query_transform=eval_query_transform,
         )
         self.images = FieldImages(root, image_size, cache, backbone, self.transforms)
+        self.embedded = backbone is not None
 
     def prepare_data(self) -> None:
         """Unpack the images that are not unpacked yet, on one process of each machine."""
@@ -156,7 +156,6 @@ class TieredImageNetDataModule(EpisodicDataModule):
         eval_transform: Of each example in validation and test; what is random in it is the same in every run.
         eval_query_transform: Of the query examples in validation and test, if those get another one.
 
-
     Raises:
         ArgumentTypeError: At construction, a value is of another kind.
         ConfigurationError: At construction, a value does not make sense. In `setup`, the classes cannot give such
@@ -220,6 +219,7 @@ class TieredImageNetDataModule(EpisodicDataModule):
             eval_query_transform=eval_query_transform,
         )
         self.images = FieldImages(root, image_size, cache, backbone, self.transforms)
+        self.embedded = backbone is not None
 
     def prepare_data(self) -> None:
         """Unpack the images that are not unpacked yet, on one process of each machine."""

@@ -8,7 +8,17 @@ from torch import nn
 from torch.utils.data import Subset
 from torchvision.models import resnet18
 
-from lightning_meta import Backbone, Conv4, ImageFolderDataModule, MAMLModule, ProtoNetModule
+from lightning_meta import (
+    Backbone,
+    CIFARFSDataModule,
+    Conv4,
+    FC100DataModule,
+    ImageFolderDataModule,
+    MAMLModule,
+    MiniImageNetDataModule,
+    ProtoNetModule,
+    TieredImageNetDataModule,
+)
 from lightning_meta.cli.main import main
 from lightning_meta.datamodules.labelled import base_of
 from lightning_meta.datasets import ClassDataset, encode_images, features, glyphs
@@ -170,3 +180,9 @@ def test_another_scale_is_another_file(tmp_path):
     pixels, body = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8), nn.Flatten()
     found = [encode_images(ClassDataset(pixels, [0, 1], scale=s), body, cache=tmp_path) for s in (None, 1.0)]
     assert [float(each.inputs.max()) for each in found] == [1.0, 255.0]
+
+
+@pytest.mark.parametrize("kind", [CIFARFSDataModule, FC100DataModule, MiniImageNetDataModule, TieredImageNetDataModule])
+def test_data_modules_say_that_their_inputs_are_embeddings(kind):
+    assert kind("nowhere", backbone=network()).embedded
+    assert not kind("nowhere").embedded
