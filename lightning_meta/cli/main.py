@@ -19,16 +19,15 @@ from yaml import YAMLError
 
 from lightning_meta import rl  # noqa: F401  whose classes are named bare, too
 from lightning_meta.callbacks import RunCheckpoint, TaskFigures, TaskResults
+from lightning_meta.cli.baseline import compared, tested_baseline
 from lightning_meta.cli.commands import COMMANDS, listed, run_command
-from lightning_meta.cli.compare import comparison
 from lightning_meta.cli.parser import MetaParser, qualified, reasons
 from lightning_meta.cli.predictions import save_predictions
 from lightning_meta.cli.run_folder import KeptLog, RunFolder
 from lightning_meta.cli.ways import fill_in_ways, keep_own_ways
 from lightning_meta.datamodules import TaskDataModule
 from lightning_meta.errors import ConfigurationError, LightningMetaError, MissingFileError, comes_from, one_line
-from lightning_meta.metrics import read_tasks
-from lightning_meta.modules import MetaModule, NearestCentroidModule
+from lightning_meta.modules import MetaModule
 
 
 class MetaTrainer(pl.Trainer):
@@ -142,30 +141,11 @@ class MetaCLI(LightningCLI):
         wanted = self._command_config().baseline
         if wanted is None:
             wanted = getattr(self.datamodule, "embedded", False)
-        baseline = self._test_baseline() if wanted else None
+        baseline = tested_baseline(self.trainer, self.datamodule) if wanted else None
         self.trainer.test(verbose=False, **kwargs)  # the last, so that its metrics are those of the Trainer
-        ours = self._results().written
-        if baseline is not None and ours is not None and self.trainer.is_global_zero:
-            tables = [read_tasks(folder) for folder in (baseline, ours)]
-            print(comparison(["nearest centroid", type(self.model).__name__], tables, None))
-
-    def _results(self) -> TaskResults:
-        found: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next(each for each in found if isinstance(each, TaskResults))
-
-    def _test_baseline(self) -> Path | None:
-        """Test what learns nothing; returns the folder of its results.
-
-        Raises:
-            ConfigurationError: The tasks have no classes.
-        """
-        if not hasattr(self.datamodule, "largest_way"):
-            raise ConfigurationError("--baseline is the nearest centroid, which is for tasks of classes.")
-        results = self._results()
-        kept, results.json, results.name = (results.json, results.name), None, "nearest_centroid"
-        self.trainer.test(NearestCentroidModule(), datamodule=self.datamodule, verbose=False)
-        results.json, results.name = kept
-        return results.written
+        told = compared(type(self.model).__name__, baseline, self.trainer)
+        if told is not None:
+            print(told)
 
     def show(self, **kwargs: Any) -> None:
         """Test, and draw a page about it, beside what the network does without meta-training."""
