@@ -22,6 +22,8 @@ from ways import CASES, PEERS, WAYS
 
 ORDERS = ("second", "first")
 TOLERANCE = 1e-10
+APART = ("compiled", "bf16", "floor")
+COLUMNS = ("auto_to_best", "auto_to_floor", "speedup")
 
 
 class Contender:
@@ -94,7 +96,7 @@ def measure(case: str, order: str, arguments: argparse.Namespace) -> list[Conten
         contender.memory = contender.ask("memory")
     with tempfile.TemporaryDirectory() as folder:
         gradients = {}
-        for contender in running:
+        for contender in (c for c in running if c.way != "floor"):
             contender.ask(f"gradient {folder}/{running.index(contender)}")
             if contender.runs:
                 gradients[contender.way] = torch.load(f"{folder}/{running.index(contender)}")
@@ -122,16 +124,15 @@ def row(contenders: list[Contender]) -> list[str]:
 def ratios(contenders: list[Contender]) -> dict[str, float]:
     """How `auto` compares: with the best of all that compute the gradient, and with the hand loop and `higher`.
 
-    Compiling is another switch than the way of running tasks, so `compiled` is not among what `auto` is compared with.
+    Compiling and bfloat16 are other switches than the way of running tasks, so they are not among what `auto` is
+    compared with.
     """
-    times = {
-        c.way: c.median
-        for c in contenders
-        if c.median is not None and c.way != "compiled" and (c.is_right or c.error is None)
-    }
+    times = {c.way: c.median for c in contenders if c.median is not None and (c.is_right or c.error is None)}
     if "auto" not in times:
         return {}
-    found = {"auto_to_best": min(times.values()) / times["auto"]}
+    found = {"auto_to_best": min(t for way, t in times.items() if way not in APART) / times["auto"]}
+    if "floor" in times:
+        found["auto_to_floor"] = times["auto"] / times["floor"]
     reference = [times[way] for way in ("hand loop", "higher") if way in times]
     if reference:
         found["speedup"] = min(reference) / times["auto"]
@@ -144,8 +145,8 @@ def main() -> None:
     parser.add_argument("--cases", default="", help="only cases whose name contains this")
     parser.add_argument("--orders", nargs="+", choices=ORDERS, default=ORDERS)
     parser.add_argument(
-        "--ways", nargs="+", choices=list(WAYS), default=[way for way in WAYS if way != "compiled"],
-        help="all but 'compiled', which takes a minute or two for each case to start",
+        "--ways", nargs="+", choices=list(WAYS), default=[way for way in WAYS if way not in ("compiled", "bf16")],
+        help="all but 'compiled', which takes a minute or two for each case to start, and 'bf16'",
     )  # fmt: skip
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.2, help="about how long a turn is, at least one step")
@@ -160,15 +161,15 @@ def main() -> None:
         f"torch {torch.__version__}, {arguments.device}, {arguments.threads} threads, {platform.machine()}; "
         f"milliseconds an outer step, median of {arguments.turns} turns"
     )
-    print("| case | order |", " | ".join(arguments.ways), "| auto / best | speedup |")
-    print("|---" * (len(arguments.ways) + 4) + "|")
+    print("| case | order |", " | ".join(arguments.ways), "| auto / best | auto / floor | speedup |")
+    print("|---" * (len(arguments.ways) + 2 + len(COLUMNS)) + "|")
     results: list[dict[str, Any]] = []
     memory = [f"| case | order | {' | '.join(arguments.ways)} |", "|---" * (len(arguments.ways) + 2) + "|"]
     for order in arguments.orders:
         for case in cases:
             contenders = measure(case, order, arguments)
             found = ratios(contenders)
-            shown = [f"{found[key]:.2f}" if key in found else "-" for key in ("auto_to_best", "speedup")]
+            shown = [f"{found[key]:.2f}" if key in found else "-" for key in COLUMNS]
             print(f"| {case} | {order} |", " | ".join(row(contenders) + shown), "|", flush=True)
             cells = ["-" if c.memory is None else f"{c.memory:.0f}" for c in contenders]
             memory.append(f"| {case} | {order} | {' | '.join(cells)} |")

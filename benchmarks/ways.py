@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from floor import operations, products
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -206,18 +207,36 @@ def with_parallel_metalearn(case: Case, network: nn.Module, tasks: Task, first_o
     return step
 
 
+def in_bfloat16(case: Case, network: nn.Module, tasks: Task, first_order: bool) -> Step:
+    """This package under `precision="bf16-mixed"`."""
+    single = own("auto")(case, network, tasks, first_order)
+
+    def step() -> None:
+        with torch.autocast(tasks.query.inputs.device.type, torch.bfloat16):
+            single()
+
+    return step
+
+
+def at_best(case: Case, network: nn.Module, tasks: Task, first_order: bool) -> Step:
+    """The multiplications of the hand-written loop alone, see `floor.py`."""
+    return products(operations(hand(case, network, tasks, first_order)), next(network.parameters()).detach())
+
+
 WAYS: dict[str, Callable[[Case, nn.Module, Task, bool], Step | None]] = {
     "loop": own("loop"),
     "chunk 8": own(8),
     "vmap": own("vmap"),
     "auto": own("auto"),
     "compiled": own("auto", compile=True),
+    "bf16": in_bfloat16,
     "hand loop": hand,
     "higher": with_higher,
     "TorchOpt": with_torchopt,
     "parallel-metalearn": with_parallel_metalearn,
+    "floor": at_best,
 }
-"""The contenders, this package's first."""
+"""The contenders, this package's first; "floor" computes nothing."""
 
 PEERS = ("hand loop", "higher", "TorchOpt", "parallel-metalearn")
 

@@ -273,8 +273,9 @@ def console() -> None:
 
     The environment variable `LIGHTNING_META_TRACEBACK=1` shows them in full. Errors of others always are.
     """
-    # Lightning's own use of torch, of which a user can change nothing.
+    # Lightning's own use of torch, of which a user can change nothing; a test takes the averages from the checkpoint.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    warnings.filterwarnings("ignore", message=r".*WeightAveraging callback, but loading a checkpoint outside")
     try:
         main()
     except Exception as error:

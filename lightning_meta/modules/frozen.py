@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from lightning_meta.errors import CheckpointError
 
+STATES = {"state_dict", "current_model_state"}
+"""Where a checkpoint has parameters; the second is that of Lightning's averages, which are in the first."""
+
 
 class _Frozen(NamedTuple):
     name: str
@@ -22,8 +25,8 @@ def leave_out(module: nn.Module, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """
     own = _frozen(module)
     names = {each.name for each in own}
-    state = checkpoint["state_dict"]
-    checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name not in names}
+    for key in STATES & checkpoint.keys():
+        checkpoint[key] = {name: tensor for name, tensor in checkpoint[key].items() if name not in names}
     types = {each.name: str(each.tensor.dtype).removeprefix("torch.") for each in own}
     return {"types": types, "digest": _digest(own)}
 
@@ -47,7 +50,8 @@ def put_back(module: nn.Module, checkpoint: dict[str, Any], left_out: dict[str, 
             f"{next(iter(types))}, and this {type(module).__name__} {what}. Make its network of the same pretrained "
             "weights as in training."
         )
-    checkpoint["state_dict"] = checkpoint["state_dict"] | {name: own[name] for name in types}
+    for key in STATES & checkpoint.keys():
+        checkpoint[key] = checkpoint[key] | {name: own[name] for name in types}
 
 
 def _all(module: nn.Module) -> list[_Frozen]:

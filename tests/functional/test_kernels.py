@@ -22,6 +22,8 @@ LAYERS = {
     "conv2d, one channel": (lambda x, w, b: F.conv2d(x, w, b), (5, 1, 7, 7), (6, 1, 3, 3), (6,)),
     "conv2d, groups": (lambda x, w, b: F.conv2d(x, w, b, 1, 2, 2, 2), (5, 4, 7, 7), (6, 2, 3, 3), (6,)),
     "conv2d, uneven": (lambda x, w, b: F.conv2d(x, w, None, (2, 1), (0, 1)), (5, 4, 7, 6), (6, 4, 3, 2), (6,)),
+    "conv2d, small": (lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1), (5, 4, 4, 4), (6, 4, 3, 3), (6,)),
+    "conv2d, from large to small": (lambda x, w, b: F.conv2d(x, w, b, 3), (5, 4, 8, 9), (6, 4, 3, 3), (6,)),
     "conv3d": (lambda x, w, b: F.conv3d(x, w, b, padding=1), (3, 2, 4, 4, 4), (4, 2, 3, 3, 3), (4,)),
     "linear": (F.linear, (5, 7), (6, 7), (6,)),
     "linear without bias": (lambda x, w, b: F.linear(x, w), (5, 7), (6, 7), (6,)),
@@ -31,6 +33,9 @@ LAYERS = {
     "batch norm of features": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (8, 4), (4,), (4,)),
     "batch norm of sequences": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (8, 4, 5), (4,), (4,)),
     "batch norm of images": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (5, 4, 3, 3), (4,), (4,)),
+    "batch norm of large images": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (5, 4, 8, 7), (4,), (4,)),
+    "average pooling": (lambda x, w, b: F.adaptive_avg_pool2d(x * w, 1) + b, (5, 4, 7, 8), (4, 1, 1), (4, 1, 1)),
+    "max pooling of large images": (lambda x, w, b: F.max_pool2d(x * w, 2) + b, (5, 4, 8, 8), (4, 1, 1), (4, 1, 1)),
     "max pooling": (lambda x, w, b: F.max_pool2d(x * w, 2) + b, (5, 4, 6, 6), (4, 1, 1), (4, 1, 1)),
     "overlapping pooling": (
         lambda x, w, b: F.max_pool2d(x * w, 3, 2, 1, ceil_mode=True) + b, (5, 4, 7, 7), (4, 1, 1), (4, 1, 1)
@@ -148,6 +153,48 @@ def test_what_kernels_are_not_made_for_is_left_to_torch(call, inputs):
     with task_kernels(vectorized=True):
         found = call(inputs)
     assert torch.equal(found, call(inputs))
+
+
+def as_autocast_asks(x, w, b):
+    """A convolution in bfloat16 with what follows in float32, written by torch's own layers."""
+    return F.conv2d(x.bfloat16(), w.bfloat16(), stride=2, padding=1).float() + b.view(-1, 1, 1)
+
+
+@pytest.mark.parametrize("shared", ["nothing", "weights"])
+@pytest.mark.parametrize("size", [4, 8])
+def test_autocast_rounds_the_products_of_convolutions_and_nothing_else(shared, size):
+    """Values and the first and second derivatives of torch's bfloat16 convolution, in float32 outside of it."""
+    shapes = (5, 16, size, size), (16, 16, 3, 3), (16,)
+    alone = (False, shared == "weights", False)
+    leaves = [
+        random(*(() if one else (TASKS,)), *shape, seed=i).float().requires_grad_()
+        for i, (shape, one) in enumerate(zip(shapes, alone, strict=True))
+    ]
+
+    def of_one(*tensors):
+        with task_kernels(vectorized=True):
+            return F.conv2d(*tensors, stride=2, padding=1)
+
+    in_dims = tuple(None if one else 0 for one in alone)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.vmap(of_one, in_dims=in_dims)(*leaves)
+        of_all = derivatives(found, leaves)
+    each = [[t if one else t[i] for t, one in zip(leaves, alone, strict=True)] for i in range(TASKS)]
+    expected = torch.stack([as_autocast_asks(*tensors) for tensors in each])
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, torch.vmap(of_one, in_dims=in_dims)(*leaves))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for a, b in zip(of_all, derivatives(expected, leaves), strict=True):
+        assert a.dtype == torch.float32
+        assert relative_error(a, b) < 0.01
+
+
+def test_a_single_task_is_rounded_like_many():
+    """Below the size from which kernels are worth it, too, so that a loop and torch.vmap round alike."""
+    x, w, b = (random(*shape, seed=i).float() for i, shape in enumerate([(5, 3, 6, 6), (4, 3, 3, 3), (4,)]))
+    with torch.autocast("cpu", torch.bfloat16), task_kernels(vectorized=False):
+        found = F.conv2d(x, w, b, stride=2, padding=1)
+    torch.testing.assert_close(found, as_autocast_asks(x, w, b), rtol=0, atol=0)
 
 
 def test_torchs_own_errors_stay():

@@ -47,7 +47,10 @@ def test_every_algorithm_in_every_precision(name, tmp_path):
         found[precision] = optimizer.gradients
     assert relative_error(found["32-true"], found["64-true"]) < 1e-4
     exact, *halves = (torch.cat([g.flatten() for g in found[p]]) for p in ("64-true", "bf16-mixed", "16-mixed"))
-    for half, least in zip(halves, (0.95, 0.99), strict=True):
+    # An inner Adam makes steps of the noise, too, where there is no gradient: with torch's own layers in bfloat16, one
+    # task after another, the cosine is 0.68.
+    of_bfloat16 = 0.9 if name == "maml_adam" else 0.95
+    for half, least in zip(halves, (of_bfloat16, 0.99), strict=True):
         assert not torch.equal(half, exact)
         assert F.cosine_similarity(half, exact, dim=0) > least
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.autograd import Function
 
-from lightning_meta.functional.kernels.layout import dense
+from lightning_meta.functional.kernels.layout import dense, is_shared
 
 
 class Layer(Protocol):
@@ -17,6 +17,10 @@ class Layer(Protocol):
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The output `(examples, B, out, ...)`; biases are `(B, out)` or `(1, out)`."""
+        ...
+
+    def shifted(self, y: Tensor, bias: Tensor) -> Tensor:
+        """The output with biases added to it."""
         ...
 
     def of_input(self, grad: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
@@ -103,3 +107,26 @@ class OfWeight(Function):
             None,
             None,
         )
+
+
+class Rounded(Function):
+    """Weights of all tasks in bfloat16; those that are copies of one stay so."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        """Round `(B, ...)`."""
+        return weight[:1].bfloat16().expand_as(weight) if is_shared(weight) else weight.bfloat16()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """As it is, in float32."""
+        return grad.float()
+
+
+def multiply_rounded(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer) -> Tensor:
+    """A bilinear layer of which the products are in bfloat16, and what is added to them and comes out in float32.
+
+    It takes half the time of float32 on processors that multiply bfloat16 (AVX512-BF16, AMX). They add up in float32.
+    """
+    y: Tensor = Multiply.apply(x.bfloat16(), Rounded.apply(weight), None, layer).float()
+    return y if bias is None else layer.shifted(y, bias)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_meta.functional.kernels.bilinear import Multiply
+from lightning_meta.functional.kernels.bilinear import Multiply, multiply_rounded
 from lightning_meta.functional.kernels.layout import apart, is_shared
 from lightning_meta.functional.kernels.vmap import OfTasks
 
@@ -32,6 +32,10 @@ class Linear:
         y = apart(y, 1, (x.shape[0], *x.shape[2:-1])).movedim(0, 1)
         return y.clone(memory_format=torch.contiguous_format)  # no view, so that networks may go on in place
 
+    def shifted(self, y: Tensor, bias: Tensor) -> Tensor:
+        """See `Layer`."""
+        return y + bias.reshape(1, len(bias), *(1,) * (y.dim() - 3), bias.shape[1])
+
     def of_input(self, grad: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Layer`."""
         if is_shared(weight):
@@ -50,14 +54,20 @@ class Linear:
         return each.sum(0, keepdim=True) if shape[0] == 1 else each
 
 
-def linear(x: OfTasks, weight: OfTasks, bias: OfTasks | None) -> tuple[Tensor, int]:
+def linear(x: OfTasks, weight: OfTasks, bias: OfTasks | None, *, rounds: bool) -> tuple[Tensor, int]:
     """A linear layer of all tasks, and the dimension that the tasks are in.
 
     Args:
         x: Each task's inputs `(..., features)`.
         weight: Weights `(out, features)`.
         bias: Biases `(out,)`.
+        rounds: Whether products are to be in bfloat16. Those with few weights are not: they gain nothing by it.
     """
+    if rounds:
+        if weight.first[0].numel() >= SMALLEST:
+            return multiply_rounded(x.second, weight.first, None if bias is None else bias.first, Linear()), 1
+        with torch.autocast("cpu", enabled=False):
+            return linear(x, weight, bias, rounds=False)
     if x.dim is None and weight.dim is None and (bias is None or bias.dim is None):  # a single task
         return F.linear(x.tensor, weight.tensor, None if bias is None else bias.tensor).unsqueeze(0), 0
     weights, biases = weight.first, None if bias is None else bias.first

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_meta.functional.kernels.bilinear import Multiply
+from lightning_meta.functional.kernels.bilinear import Multiply, multiply_rounded
 from lightning_meta.functional.kernels.convolution import Convolution
 from lightning_meta.functional.kernels.corrections import CORRECTIONS
 from lightning_meta.functional.kernels.isolation import (
@@ -33,13 +33,23 @@ EMPTY = frozenset([torch.empty, torch.empty_like, Tensor.new_empty])
 
 
 def _fits(input: Tensor, *others: Tensor | None) -> bool:
-    """Whether the kernels are for these tensors: on a CPU, in one precision, without autocast."""
+    """Whether the kernels are for these tensors: on a CPU, in one precision."""
     return (
         input.device.type == "cpu"
         and input.dtype in (torch.float32, torch.float64)
         and all(t is None or t.dtype == input.dtype for t in others)
-        and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _rounds() -> bool:
+    """Whether autocast asks for products in bfloat16."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def _multiplies(input: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernels that multiply are for these tensors: autocast may ask for bfloat16, of float32."""
+    allowed = not torch.is_autocast_enabled("cpu") or (_rounds() and input.dtype == torch.float32)
+    return allowed and _fits(input, *others)
 
 
 def _first(results: list[Tensor] | None) -> Tensor | None:
@@ -54,25 +64,31 @@ def _conv(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor | None:  # fmt: skip
-    dims = weight.dim() - 2
-    if input.dim() != weight.dim() or isinstance(padding, str) or not _fits(input, weight, bias):
+    dims, rounds = weight.dim() - 2, _rounds()
+    if rounds:
+        input = input.to(weight.dtype)  # some come from a layer that torch has rounded
+    if input.dim() != weight.dim() or isinstance(padding, str) or not _multiplies(input, weight, bias):
         return None
     layer = Convolution(_pair(stride, dims), _pair(padding, dims), _pair(dilation, dims), groups)
 
     def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
         x, weights, biases = tensors
         biases = None if biases is None else biases.first
+        if rounds:
+            return [(multiply_rounded(dense(x.second), weights.first, biases, layer), 1)]
         return [(Multiply.apply(dense(x.second), weights.first, biases, layer), 1)]
 
     return _first(over_all_tasks(kernel, input, weight, bias))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    if input.dim() < 2 or weight.dim() != 2 or not _fits(input, weight, bias):
+    if _rounds():
+        input = input.to(weight.dtype)
+    if input.dim() < 2 or weight.dim() != 2 or not _multiplies(input, weight, bias):
         return None
 
     def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
-        return [linear(*tensors)]
+        return [linear(*tensors, rounds=_rounds())]
 
     return _first(over_all_tasks(kernel, input, weight, bias))
 
@@ -133,6 +149,13 @@ def _max_pool(
     return _first(over_all_tasks(kernel, input))
 
 
+def _average_pool(input: Tensor, output_size: Any) -> Tensor | None:
+    """The mean over all positions, which torch, with channels last, has no rule for under `torch.vmap`."""
+    if output_size not in (1, (1, 1), [1, 1]) or input.dim() != 4 or not _fits(input):
+        return None
+    return input.mean((2, 3), keepdim=True)
+
+
 _KERNELS: dict[Any, Callable[..., Tensor | None]] = {
     F.conv1d: _conv,
     F.conv2d: _conv,
@@ -140,7 +163,13 @@ _KERNELS: dict[Any, Callable[..., Tensor | None]] = {
     F.linear: _linear,
     F.batch_norm: _batch_norm,
     F.max_pool2d: _max_pool,
+    F.adaptive_avg_pool2d: _average_pool,
 }
+
+
+def _is_worth_it(input: Tensor) -> bool:
+    """Whether a layer of a single task is to be run by a kernel; under autocast all are, as with many tasks."""
+    return input.numel() >= SMALLEST_OF_ONE_TASK or torch.is_autocast_enabled("cpu")
 
 
 class task_kernels(TorchFunctionMode):
@@ -204,7 +233,7 @@ class task_kernels(TorchFunctionMode):
             corrected = CORRECTIONS[func](self, *args, **kwargs)
             return func(*args, **kwargs) if corrected is None else corrected
         kernel = _KERNELS.get(func)
-        if kernel is not None and AVAILABLE and args and (self.vectorized or args[0].numel() >= SMALLEST_OF_ONE_TASK):
+        if kernel is not None and AVAILABLE and args and (self.vectorized or _is_worth_it(args[0])):
             result = kernel(*args, **kwargs)
             if result is not None:
                 return result
