@@ -1,12 +1,16 @@
-"""Run a row of docs/results.md or docs/text.md again: train, test, and compare with what is recorded there.
+"""Run a row of a table of results again: train, test, and compare with what is recorded there.
 
-    ./scripts/reproduce ROW [options of the command line, such as --data.root DATA]
+    ./scripts/reproduce ROW [--resume] [--seeds N] [options of the command line, such as --data.root DATA]
 
-ROW is the name in the first column, which is that of its configuration. The run is kept in runs/reproduce/ROW. The exit
-status is 0 if the two results are no further apart than their intervals say, 1 otherwise.
+ROW is the name in the first column, which is that of its configuration. The run is kept in runs/reproduce/ROW. With
+--resume a training that did not come to its end goes on from its last checkpoint, exactly. With --seeds N it is trained
+N times, from the seeds 0, 1 and so on (other initial parameters, the same tasks), and the spread between them is shown.
+The exit status is 0 if the results are no further apart than their intervals say, 1 otherwise.
 """
 
+import argparse
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -16,19 +20,28 @@ import yaml
 from lightning_meta.cli.main import main
 
 ROOT = Path(__file__).parents[1]
-ROOTS = {"omniglot": "omniglot-py/", "banking77": "banking77.jsonl.gz", "clinc150": "clinc150.jsonl.gz"}
-LINE = re.compile(r"^\| `(?P<name>[\w/]+)` \| (?P<mean>[\d.]+) ± (?P<ci95>[\d.]+) (?P<unit>%|mse) \|")
+DOCUMENTS = ("results", "text", "reinforcement_learning", "meta_world")
+ROOTS = {
+    "omniglot": "omniglot-py/",
+    "cifar_fs": "cifar-fs/",
+    "banking77": "banking77.jsonl.gz",
+    "clinc150": "clinc150.jsonl.gz",
+}
+LINE = re.compile(r"^\| `(?P<name>[\w/]+)` \| (?P<mean>-?[\d.]+) ± (?P<ci95>[\d.]+) (?P<unit>%|mse|return|success) \|")
+METRICS = {"%": "query_accuracy", "mse": "query_loss", "return": "query_return", "success": "query_success"}
 
 
 class Result(NamedTuple):
-    """A mean over tasks and the half-width of its 95 % interval, in percent or as a squared error."""
+    """A mean over tasks and the half-width of its 95 % interval: an accuracy or a success in per cent, or as it is."""
 
     mean: float
     ci95: float
     unit: str
 
     def __str__(self) -> str:
-        return f"{self.mean:.3g} ± {self.ci95:.2g}" if self.unit == "mse" else f"{self.mean:.2f} ± {self.ci95:.2f} %"
+        if self.unit in ("mse", "return"):
+            return f"{self.mean:.3g} ± {self.ci95:.2g} {self.unit}"
+        return f"{self.mean:.2f} ± {self.ci95:.2f} {self.unit}"
 
 
 def runs_folder() -> Path:
@@ -37,39 +50,59 @@ def runs_folder() -> Path:
 
 
 def recorded(document: str) -> dict[str, Result]:
-    """The results in the table, by row."""
+    """The results in the tables, by row."""
     found = filter(None, map(LINE.match, document.splitlines()))
     return {m["name"]: Result(float(m["mean"]), float(m["ci95"]), m["unit"]) for m in found}
 
 
-def measure(row: str, unit: str, options: list[str]) -> Result:
+def measure(row: str, unit: str, options: list[str], *, seed: int = 0, resume: bool = False) -> Result:
     """Train (unless the configuration says for no epoch) and test."""
     path = ROOT / "configs" / f"{row}.yaml"
-    config = ["--config", str(path)]
-    config += ["--trainer.default_root_dir", str(runs_folder() / row), *options]
+    folder = runs_folder() / (f"{row}_seed{seed}" if seed else row)
+    config = ["--config", str(path), "--seed_everything", str(seed)]
+    config += ["--trainer.default_root_dir", str(folder), *options]
     if yaml.safe_load(path.read_text())["trainer"]["max_epochs"] == 0:
         tested = main(["test", *config])
     else:
-        main(["fit", *config])
+        begun = resume and (folder / "checkpoints" / "last.ckpt").is_file()
+        main(["fit", *config, *(["--ckpt_path", "last"] if begun else [])])
         tested = main(["test", *config, "--ckpt_path", "best"])
     metrics = tested.trainer.callback_metrics
-    name, scale = ("query_loss", 1) if unit == "mse" else ("query_accuracy", 100)
+    name, scale = METRICS[unit], 100 if unit in ("%", "success") else 1
     return Result(scale * float(metrics[f"test/{name}"]), scale * float(metrics[f"test/{name}_ci95"]), unit)
+
+
+def between(results: list[Result]) -> str:
+    """What several seeds reached: each, the mean, and the standard deviation between them."""
+    means = [result.mean for result in results]
+    each = ", ".join(f"{mean:.4g}" for mean in means)
+    mean, spread = statistics.mean(means), statistics.stdev(means)
+    return f"seeds 0 to {len(means) - 1}: {each}; mean {mean:.4g}, ± {spread:.2g} between them"
 
 
 def reproduce(arguments: list[str]) -> int:
     """Run one row and say how it compares."""
-    rows = recorded("".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("results", "text")))
+    rows = recorded("".join((ROOT / "docs" / f"{name}.md").read_text() for name in DOCUMENTS))
     if not arguments or arguments[0] not in rows:
         given = f"There is no row {arguments[0]!r}. " if arguments else "Which row? "
-        print(f"{given}The rows of docs/results.md and docs/text.md are:\n  " + "\n  ".join(rows), file=sys.stderr)
+        named = ", ".join(f"docs/{name}.md" for name in DOCUMENTS)
+        print(f"{given}The rows of {named} are:\n  " + "\n  ".join(rows), file=sys.stderr)
         return 2
-    row, *options = arguments
+    parser = argparse.ArgumentParser(prog="reproduce", allow_abbrev=False)
+    parser.add_argument("row")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--seeds", type=int, default=1)
+    own, options = parser.parse_known_args(arguments)
+    row = own.row
     needed = next((folder for data, folder in ROOTS.items() if f"/{data}" in row), None)
     if needed and not any(option.startswith("--data.root") for option in options):
         print(f"This row needs --data.root, the folder that holds {needed}.", file=sys.stderr)
         return 2
-    old, new = rows[row], measure(row, rows[row].unit, options)
+    old = rows[row]
+    results = [measure(row, old.unit, options, seed=seed, resume=own.resume) for seed in range(own.seeds)]
+    if len(results) > 1:
+        print(f"{row}, {between(results)}")
+    new = results[0]
     tolerance = (old.ci95**2 + new.ci95**2) ** 0.5
     agree = abs(old.mean - new.mean) <= tolerance
     verdict = "within" if agree else "NOT within"

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_meta.cli.main import main
 from tests.cli.test_main import QUIET
@@ -49,8 +50,24 @@ def test_a_row_is_run_again_and_compared(tmp_path, monkeypatch, capsys):
 def test_results_that_agree_give_success(monkeypatch):
     reproduce = script("reproduce")
     old = reproduce.recorded((ROOT / "docs" / "results.md").read_text())["maml/sinusoid_5shot"]
-    monkeypatch.setattr(reproduce, "measure", lambda row, unit, options: old._replace(mean=old.mean + old.ci95))
+    monkeypatch.setattr(reproduce, "measure", lambda row, unit, options, **_: old._replace(mean=old.mean + old.ci95))
     assert reproduce.reproduce(["maml/sinusoid_5shot"]) == 0
+
+
+def test_seeds_are_trained_apart_and_a_training_goes_on(tmp_path, monkeypatch, capsys):
+    reproduce = script("reproduce")
+    monkeypatch.setattr(reproduce, "runs_folder", lambda: tmp_path)
+    row = tmp_path / "maml" / "sinusoid_5shot"
+    options = [*SMALL, *QUIET, "--data.test_tasks", "10"]
+    reproduce.reproduce(["maml/sinusoid_5shot", *options, "--seeds", "2"])
+    printed = capsys.readouterr().out
+    first, second = (float(x) for x in re.search(r"seeds 0 to 1: (\S+), (\S+); mean", printed).groups())
+    assert first != second
+    steps = [torch.load(f"{row}{end}/checkpoints/last.ckpt")["global_step"] for end in ("", "_seed1")]
+    more = str(steps[0] + 1)
+    reproduce.reproduce(["maml/sinusoid_5shot", *options, "--resume", "--trainer.max_epochs", more])
+    assert torch.load(row / "checkpoints" / "last.ckpt")["global_step"] > steps[0] == steps[1]
+    assert not list((row / "checkpoints").glob("*.1.ckpt"))  # which a training that starts afresh would leave
 
 
 @pytest.mark.parametrize(
