@@ -92,3 +92,19 @@ def test_the_learned_rule_is_compared_and_drawn(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert len(re.findall(r"^gradient descent at .* minus this, task by task", printed, re.MULTILINE)) == 5
     assert figure.stat().st_size > 10_000
+
+
+def test_how_trainings_adapt_is_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    adaptation = script("adaptation")
+    monkeypatch.setattr(adaptation, "runs_folder", lambda: tmp_path)
+    rows = ["maml/sinusoid_5shot", "meta_sgd/sinusoid_5shot"]
+    for row in rows:
+        folder = str(tmp_path / row)
+        config = str(ROOT / "configs" / f"{row}.yaml")
+        main(["fit", "--config", config, "--trainer.default_root_dir", folder, *SMALL, *QUIET])
+    figure = tmp_path / "figures" / "sinusoid.png"
+    adaptation.draw(figure, 3, rows, [*SMALL[:-2], *QUIET[2:]])
+    printed = re.findall(r"^\| `(\S+)` \|(.*)\|$", capsys.readouterr().out, re.MULTILINE)
+    assert [(name, cells.count("±")) for name, cells in printed] == [(row, 4) for row in rows]
+    assert figure.stat().st_size > 10_000
