@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from lightning_meta.algorithms import Actor
 from lightning_meta.datamodules.arguments import check_number
-from lightning_meta.errors import ConfigurationError
+from lightning_meta.errors import ConfigurationError, DataError
 from lightning_meta.functional.inner_loop import check_steps
 from lightning_meta.functional.network import copied
 from lightning_meta.modules import deployment
 from lightning_meta.modules.evaluation import with_gradients
 from lightning_meta.rl.environment import Box, Discrete, PolicySpaces, TaskEnvironments, Transition
+from lightning_meta.rl.places import one_reward
 from lightning_meta.rl.rollout import chance, check_actions, numbers, rollout
 from lightning_meta.rl.trajectories import Trajectories
 from lightning_meta.task import Examples, Task, map_tensors
@@ -33,12 +34,15 @@ class AdaptedPolicy(nn.Module):
         self.network, self.spaces = network, spaces
 
     @torch.no_grad()
-    def forward(self, observations: Any, uniforms: Any = None) -> Tensor:
+    def forward(self, observations: Any, uniforms: Any = None) -> Any:
         """Actions as the environment takes them: the most probable ones, or drawn with random numbers.
 
         Args:
             observations: One, `(*observation)`, or many, `(n, *observation)`; a tensor or an array.
             uniforms: Random numbers in [0, 1) to draw with, `(size,)` or `(n, size)`; 1 number for choices.
+
+        Returns:
+            A tensor for a tensor, else what `environment.step` takes: an array, or the number of a choice.
 
         Raises:
             ConfigurationError: Observations have another shape.
@@ -56,7 +60,10 @@ class AdaptedPolicy(nn.Module):
             noise = torch.as_tensor(uniforms, dtype=torch.float64, device=like.device)
             actions = predictions.sample(noise.unsqueeze(0) if is_one else noise)
         found = self.spaces.environment_actions(actions)
-        return found[0] if is_one else found
+        found = found[0] if is_one else found
+        if isinstance(observations, Tensor):
+            return found
+        return found.item() if found.dim() == 0 else found.cpu().numpy()
 
 
 class OneEnvironment:
@@ -97,10 +104,13 @@ class OneEnvironment:
             action = action.astype(self.environment.action_space.dtype).reshape(self.environment.action_space.shape)
         observation, reward, terminated, truncated, _ = self.environment.step(action)
         self._ended = bool(terminated or truncated)
+        try:
+            gained = one_reward(reward)
+        except ValueError as error:
+            raise DataError(f"{self.environment}: {error}.") from error
         self._last = Transition(
-            _observation(observation), torch.tensor([[float(reward)]], dtype=torch.float64),
-            torch.tensor([[self._ended]]),
-        )  # fmt: skip
+            _observation(observation), torch.tensor([[gained]], dtype=torch.float64), torch.tensor([[self._ended]])
+        )
         return self._last
 
     def close(self) -> None:
@@ -117,7 +127,9 @@ def spaces_of(environment: Any) -> PolicySpaces:
     Raises:
         ConfigurationError: A space is neither a box nor, for actions, a choice.
     """
-    seen, done = environment.observation_space, environment.action_space
+    seen, done = (getattr(environment, f"{name}_space", None) for name in ("observation", "action"))
+    if seen is None or done is None:
+        raise ConfigurationError(f"{environment} needs an observation_space and an action_space, as gymnasium.Env has.")
     if not hasattr(seen, "low"):
         raise ConfigurationError(
             f"A policy sees one array of numbers, but the observations are {seen}: flatten them, for instance by "

@@ -39,8 +39,11 @@ class GymnasiumSource:
         self.name = make if isinstance(make, str) else getattr(make, "__qualname__", type(make).__name__)
         self._free: list[tuple[str, Any]] = []
         self._keys: dict[int, str] = {}
-        environment = self.acquire(first)
-        self.observations, self.actions = environment.observation_space, environment.action_space  # type: ignore[attr-defined]
+        environment: Any = self.acquire(first)
+        for name in ("observation_space", "action_space"):
+            if getattr(environment, name, None) is None:
+                raise ConfigurationError(f"{self.name} needs {name}, as gymnasium.Env has.")
+        self.observations, self.actions = environment.observation_space, environment.action_space
         self.release(environment)
         self.flat = self._flat_observations()
         self.shape: tuple[int, ...] = self.flat.shape
@@ -78,12 +81,18 @@ class GymnasiumSource:
         """Give an environment its task.
 
         Raises:
+            DataError: That failed.
             ValueError: Its spaces are not those of other tasks.
         """
-        if isinstance(self.set_task, str):
-            environment.get_wrapper_attr(self.set_task)(task)
-        elif self.set_task is not None:
-            self.set_task(environment.unwrapped, task)
+        try:
+            if isinstance(self.set_task, str):
+                environment.get_wrapper_attr(self.set_task)(task)
+            elif self.set_task is not None:
+                self.set_task(environment.unwrapped, task)
+        except Exception as error:
+            raise DataError(
+                f"{self.name}: set_task={self.set_task!r} failed with {task!r}: {one_line(error)}"
+            ) from error
         for name in ("observation", "action"):
             expected, space = getattr(self, f"{name}s", None), getattr(environment, f"{name}_space", None)
             if expected is not None and space != expected:
@@ -123,13 +132,25 @@ class GymnasiumSource:
         self._free.clear()
 
     def _made(self, task: Any, more: dict[str, Any] | None = None) -> Any:
+        if self.set_task is None and not isinstance(task, Mapping):
+            raise ConfigurationError(
+                f"A task of {self.name} is {task!r}, which is no dictionary of keyword arguments. Give set_task, the "
+                "name of the environment's method that is called with it."
+            )
         arguments = self.options | (more or {}) | (dict(task) if self.set_task is None else {})
         try:
             if isinstance(self.make, str):
                 return self.gymnasium.make(self.make, disable_env_checker=True, **arguments)
             return self.make(**arguments)
         except Exception as error:
-            raise DataError(f"{self.name} cannot be made with the arguments {arguments}: {one_line(error)}") from error
+            hint = (
+                ""
+                if not isinstance(self.make, str) or "-" in self.make
+                else (" An environment of your own is named by its full path, my_module.MyEnvironment.")
+            )
+            raise DataError(
+                f"{self.name} cannot be made with the arguments {arguments}: {one_line(error)}{hint}"
+            ) from error
 
     def _flat_observations(self) -> Any:
         if isinstance(self.observations, self.gymnasium.spaces.Box):

@@ -56,6 +56,18 @@ class Source(Protocol):
         ...
 
 
+def one_reward(reward: Any) -> float:
+    """A reward as a number.
+
+    Raises:
+        ValueError: It is none, or several.
+    """
+    try:
+        return float(reward)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"step returned the reward {reward!r}, which has to be one number") from error
+
+
 class Failure(NamedTuple):
     """What went wrong in an environment, where, and where in its code."""
 
@@ -147,7 +159,7 @@ class Places:
     def _act(self, place: int, action: Any) -> tuple[NDArray[np.floating[Any]], float, bool, bool | None]:
         step = self.environments[place].step(self.source.action(action))
         raw, reward, ended, cut, info = step
-        reward = float(reward)
+        reward = one_reward(reward)
         if not np.isfinite(reward):
             raise ValueError(f"step returned the reward {reward}, which is not finite")
         achieved = info.get("success", info.get("is_success"))

@@ -8,7 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_meta.errors import ArgumentTypeError, ConfigurationError, DataError, NotFiniteError
+from lightning_meta.errors import (
+    ArgumentTypeError,
+    ConfigurationError,
+    DataError,
+    NetworkError,
+    NotFiniteError,
+    one_line,
+)
 from lightning_meta.randomness import random_bits, uniforms
 from lightning_meta.rl.actions import Actions, CategoricalActions, GaussianActions, UniformActions
 from lightning_meta.rl.environment import Box, Discrete, PolicySpaces, TaskEnvironments
@@ -77,9 +84,7 @@ def rollout(
     seen: list[tuple[Any, ...]] = []
     for t in range(environments.horizon):
         _check_finite(observations, "observation", t, names)
-        predictions = act(observations)
-        if t == 0:
-            check_actions(predictions, spaces)
+        predictions = act(observations) if t else _first_actions(act, observations, spaces)
         actions = predictions.sample(noise[:, :, t])
         if not bool(torch.isfinite(actions).all()):
             raise NotFiniteError(
@@ -122,6 +127,20 @@ def _together(seen: list[tuple[Any, ...]], success: Tensor, horizon: int) -> Tra
     observations = padded(observations, last=True)
     mask = torch.cat([mask, mask.new_zeros(*mask.shape[:2], missing)], 2)
     return Trajectories(observations, actions, rewards, mask, log, success)
+
+
+def _first_actions(act: Callable[[Tensor], Actions], observations: Tensor, spaces: PolicySpaces) -> Actions:
+    """How to act at the beginning, where a policy that does not suit the environments is noticed."""
+    try:
+        predictions = act(observations)
+    except NetworkError as error:
+        size = f" A GaussianPolicy or a CategoricalPolicy needs observation_size={spaces.observation[0]}."
+        raise ConfigurationError(
+            f"The policy cannot act on the environments' observations, of shape {spaces.observation}: "
+            f"{one_line(error.__cause__ or error)}.{size if len(spaces.observation) == 1 else ''}"
+        ) from error.__cause__
+    check_actions(predictions, spaces)
+    return predictions
 
 
 def check_actions(predictions: Any, spaces: PolicySpaces) -> None:

@@ -1,10 +1,11 @@
 """Meta-World's environments with cheaper steps and resets, and the same numbers.
 
-A step of Meta-World takes six times what its physics takes. Three things are cheaper here and change no number: the
-rotation of an object as a quaternion is computed directly, positions are looked up by their place instead of their
-name, and a reset puts the state back that the task's first reset led to, instead of moving the arm there in a hundred
-steps. Environments of one kind share one simulation: an environment is the state of its physics, a few hundred numbers,
-which is put into the simulation for a step. Tasks move bodies and sites of its model, and nothing else.
+A step of Meta-World takes six times what its physics takes, and more where things are touched. Four things are cheaper
+here and change no number: the rotation of an object as a quaternion is computed directly, positions are looked up by
+their place instead of their name, what the gripper touches is found in all contacts at once, and a reset puts the state
+back that the task's first reset led to, instead of moving the arm there in a hundred steps. Environments of one kind
+share one simulation: an environment is the state of its physics, a few hundred numbers, which is put into the
+simulation for a step. Tasks move bodies and sites of its model, and nothing else.
 """
 
 import math
@@ -52,6 +53,7 @@ class SawyerKind:
         self.data = self.mujoco.MjData(self.model)
         self.bodies = [self.model.body(name).id for name in ("hand", "rightclaw", "leftclaw")]
         self.sites = [self.model.site(name).id for name in ("rightEndEffector", "leftEndEffector")]
+        self.pads = [self.model.geom(name).id for name in ("leftpad_geom", "rightpad_geom")]
         self.physics = self.mujoco.mjtState.mjSTATE_INTEGRATION
         self._places = self.model.body_pos.copy(), self.model.site_pos.copy()
         self._attributes = _attributes(self.prototype)
@@ -121,6 +123,17 @@ class _Cheap:
             seen[4 + 7 * i : 7 + 7 * i] = positions[3 * i : 3 * i + 3]
             seen[7 + 7 * i : 11 + 7 * i] = rotations[4 * i : 4 * i + 4]
         return seen
+
+    def touching_object(self, object_geom_id: int) -> bool:
+        contacts = self.data.contact
+        pairs = contacts.geom[:, 0], contacts.geom[:, 1]
+        of_object = (pairs[0] == object_geom_id) | (pairs[1] == object_geom_id)
+        if not of_object.any():
+            return False
+        return all(
+            sum(self.data.efc_force[contacts.efc_address[of_object & ((pairs[0] == pad) | (pairs[1] == pad))]]) > 0
+            for pad in self.kind.pads
+        )
 
     @property
     def tcp_center(self) -> Any:

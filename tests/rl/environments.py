@@ -39,7 +39,7 @@ class Point(gymnasium.Env):
             raise RuntimeError("no display: the environment variable DISPLAY is missing")
         self.position = self.position + 0.1 * np.asarray(action) + 0.01 * self.np_random.normal()
         distance = float(np.abs(self.position - self.goal).max())
-        reward = float("nan") if self.wrong == "reward" else -distance
+        reward = {"reward": float("nan"), "rewards": [1, 2]}.get(self.wrong, -distance)
         return self._observed(), reward, self.steps == self.last, False, {"success": distance < 0.5}
 
     def _observed(self):

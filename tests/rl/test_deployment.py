@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_meta.errors import DataError
 from lightning_meta.rl import CategoricalPolicy, GaussianPolicy, MAMLRLModule, MetaLSTMRLModule, ReptileRLModule
 from lightning_meta.rl.deployment import OneEnvironment
 from tests.rl.worlds import Corridor, collected, navigator
@@ -55,7 +56,10 @@ def test_a_policy_of_choices_adapts_to_an_environment(right):
     module = MAMLRLModule(CategoricalPolicy(1, 3), inner_lr=2.0, inner_steps=5)
     before = {name: p.clone() for name, p in module.state_dict().items()}
     policy = module.adapt_to(Lever(right), episodes=10, horizon=20)
-    assert policy(np.ones(1, np.float32)).item() == right
+    chosen = policy(np.ones(1, np.float32))
+    assert chosen == right
+    assert type(chosen) is int  # which Discrete.contains
+    assert isinstance(policy(np.ones((7, 1))), np.ndarray)
     assert policy(torch.ones(7, 1)).tolist() == [right] * 7
     drawn = policy(torch.ones(2, 1), torch.tensor([[0.0], [0.999]]))
     assert drawn.shape == (2,)
@@ -73,6 +77,7 @@ def test_every_module_adapts_a_policy_of_real_numbers(made):
     policy = module.adapt_to(Lever(1.8, discrete=False), horizon=4, episodes=20)
     start = module.adapt_to(Lever(1.8, discrete=False), horizon=4, steps=0)
     assert start(torch.ones(1)).shape == (1,)
+    assert start([1.0]).dtype == start(np.ones(1)).dtype == np.float32
     assert policy(torch.ones(1)) > start(torch.ones(1)) + 0.1  # in the environment's unit, towards the right
 
 
@@ -111,6 +116,14 @@ def test_what_cannot_be_adapted_to_is_said():
         module.adapt_to(Lever(0))
     with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
         module.adapt_to(Lever(0), episodes=0, horizon=3)
+    with pytest.raises(ValueError, match=r"observations, of shape \(1,\): RuntimeError.* needs observation_size=1"):
+        MAMLRLModule(CategoricalPolicy(2, 3)).adapt_to(Lever(0), horizon=3)
+    generous = Lever(0)
+    generous.step = lambda action: (np.ones(1), np.ones(2), False, False, {})
+    with pytest.raises(DataError, match=r"returned the reward array\(\[1., 1.\]\), which has to be one number"):
+        module.adapt_to(generous, horizon=3)
+    with pytest.raises(ValueError, match="needs an observation_space and an action_space"):
+        module.adapt_to(object(), horizon=3)
     with pytest.raises(ValueError, match="Use a CategoricalPolicy"):
         MAMLRLModule(GaussianPolicy(1, 1)).adapt_to(Lever(0), horizon=3)
     other = Lever(0)

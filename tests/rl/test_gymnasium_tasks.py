@@ -107,6 +107,7 @@ def test_spaces():
         ({"wrong": "raise"}, "ZeroDivisionError: a bug in the robot"),
         ({"wrong": "nan"}, "reset returned an observation that is not finite"),
         ({"wrong": "reward"}, "step returned the reward nan"),
+        ({"wrong": "rewards"}, r"step returned the reward \[1, 2\], which has to be one number"),
         ({"wrong": "shape"}, r"an observation has the shape \(1,\)"),
         ({"wrong": "display"}, "no display"),
         ({"size": 3}, r"its observations are Box\(.*\), and those of other tasks are Box"),
@@ -143,6 +144,14 @@ def test_a_worker_that_ends_is_an_error():
     assert not _workers()
 
 
+class Blind(Point):
+    """Has nothing to see."""
+
+    def __init__(self):
+        super().__init__()
+        del self.observation_space
+
+
 def test_what_cannot_be():
     with pytest.raises(ArgumentTypeError, match="give its class"):
         GymnasiumDataModule(Point(), [{}])
@@ -154,6 +163,16 @@ def test_what_cannot_be():
         GymnasiumDataModule(Point, {"goal": 1.0})
     with pytest.raises(DataError, match=r"Nonsense-v9 cannot be made.*Nonsense"):
         module("Nonsense-v9", [{}])
+    with pytest.raises(DataError, match=r"Cart cannot be made.* named by its full path, my_module\.MyEnvironment"):
+        module("Cart", [{}])
+    with pytest.raises(ConfigurationError, match=r"A task of Point is 0\.5, which is no dictionary .* Give set_task"):
+        module(tasks=[0.5])
+    with pytest.raises(DataError, match=r"Point: set_task='set_gaol' failed with 0\.5: AttributeError: .*set_gaol"):
+        module(tasks=[0.5], set_task="set_gaol")
+    with pytest.raises(DataError, match=r"Point: set_task=<function .* failed with 0\.5: TypeError"):
+        module(tasks=[0.5], set_task=lambda environment: None)
+    with pytest.raises(ConfigurationError, match=r"Blind needs observation_space, as gymnasium\.Env has"):
+        module(Blind, [{}])
     with pytest.raises(ConfigurationError, match="there is no module nowhere"):
         module("nowhere.Robot", [{}])
     with pytest.raises(ConfigurationError, match="They must be a Discrete or a Box with one dimension"):

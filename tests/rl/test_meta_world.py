@@ -8,6 +8,7 @@ import torch
 
 metaworld = pytest.importorskip("metaworld", reason="metaworld, of the extra rl, is not installed")
 
+from metaworld.policies import SawyerPickPlaceV3Policy  # noqa: E402
 from scipy.spatial.transform import Rotation as SciPysRotation  # noqa: E402
 
 from lightning_meta.errors import ConfigurationError  # noqa: E402
@@ -53,6 +54,29 @@ def test_numbers_are_meta_worlds(name, request):
             theirs, mine = real.step(action), ours.step(action)
             assert np.array_equal(mine[0], theirs[0])
             assert mine[1:] == theirs[1:]
+
+
+def test_what_is_gripped_is_noticed_as_by_meta_world():
+    """By its scripted policy, since random actions hardly ever grip."""
+    name = "pick-place-v3"
+    arguments, seen = metaworld.env_dict.ML1_ARGS_KWARGS[name], {"partially_observable": False}
+    (task, *_) = metaworld._make_tasks({name: ENVIRONMENTS[name]}, {name: arguments}, seen, seed=1)
+    real, ours = ENVIRONMENTS[name](), SawyerKind(ENVIRONMENTS[name], "v2").environment()
+    for environment in (real, ours):
+        environment.set_task(task)
+        environment.reset()
+    observation, _ = real.reset()
+    policy, gripped = SawyerPickPlaceV3Policy(), []
+    for _ in range(70):
+        action = policy.get_action(observation).astype(np.float32)
+        observation, *others = real.step(action)
+        found, *mine = ours.step(action)
+        assert np.array_equal(found, observation)
+        assert mine == others
+        gripped.append(ours.touching_object(ours._get_id_main_object()))
+        assert gripped[-1] == real.touching_object(real._get_id_main_object())
+    assert not gripped[0]
+    assert any(gripped)
 
 
 def test_quaternions_are_scipys():
