@@ -94,6 +94,9 @@ def reproduce(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=1)
     own, options = parser.parse_known_args(arguments)
     row = own.row
+    if own.seeds < 1 or any(option.startswith("--seed_everything") for option in options):
+        print("Give --seeds N, at least 1, instead of --seed_everything.", file=sys.stderr)
+        return 2
     needed = next((folder for data, folder in ROOTS.items() if f"/{data}" in row), None)
     if needed and not any(option.startswith("--data.root") for option in options):
         print(f"This row needs --data.root, the folder that holds {needed}.", file=sys.stderr)

@@ -74,6 +74,8 @@ def test_seeds_are_trained_apart_and_a_training_goes_on(tmp_path, monkeypatch, c
     ("arguments", "message"),
     [
         ([], "Which row"),
+        (["maml/sinusoid_5shot", "--seeds", "0"], "Give --seeds N, at least 1"),
+        (["maml/sinusoid_5shot", "--seeds", "2", "--seed_everything", "7"], "instead of --seed_everything"),
         (["maml/nothing"], "There is no row 'maml/nothing'"),
         (["maml/banking77_5way_1shot"], r"the folder that holds banking77\.jsonl\.gz"),
         (["maml/omniglot_5way_1shot"], r"needs --data\.root, the folder that holds omniglot-py"),

@@ -106,10 +106,11 @@ class CompiledFunction:
 
     @staticmethod
     def _run(program: Callable[..., Any], tensors: Sequence[Tensor], device: str) -> list[Tensor]:
-        if device != "cuda":
-            return list(program(*tensors))
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        return [result.clone() for result in program(*tensors)]  # the next run writes where these are
+        with torch.autocast(device, enabled=False):  # its casts are in the record
+            if device != "cuda":
+                return list(program(*tensors))
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            return [result.clone() for result in program(*tensors)]  # the next run writes where these are
 
 
 class _Recording(TorchFunctionMode):

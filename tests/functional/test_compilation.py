@@ -257,3 +257,22 @@ def test_training_with_compiled_steps_reaches_the_same(tmp_path):
         run.fit(module, SinusoidDataModule(meta_batch_size=4, steps_per_epoch=30, val_tasks=10))
         losses.append(run.callback_metrics["val/query_loss"].item())
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_a_compiled_step_is_rounded_once(recorded_only):
+    """Autocast's casts are in the record, which is run without it."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 200), torch.nn.Tanh(),
+        torch.nn.Linear(200, 3),
+    )  # fmt: skip
+
+    def make(**kwargs):
+        return MAMLModule(net, 0.1, 2, **kwargs)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        module, _, found, expected = compiled_and_not(make, image_tasks(dtype=torch.float32))
+    assert module._program.reason is None
+    assert relative_error(found, expected) < 1e-5
+    _, exact = meta_gradient(make(compile=False), image_tasks(dtype=torch.float32))
+    assert relative_error(expected, exact) > 1e-3

@@ -197,6 +197,57 @@ def test_a_single_task_is_rounded_like_many():
     torch.testing.assert_close(found, as_autocast_asks(x, w, b), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(6, 7), (128, 200)])
+def test_linear_layers_are_rounded_if_they_are_large(shape):
+    """Small ones are exact, and so are their gradients, which are taken while autocast is on."""
+    leaves = [
+        random(TASKS, *size, seed=i).float().requires_grad_()
+        for i, size in enumerate([(5, shape[1]), shape, shape[:1]])
+    ]
+
+    def of_one(*tensors):
+        with task_kernels(vectorized=True):
+            return F.linear(*tensors)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.vmap(of_one)(*leaves)
+        of_all = [found, *derivatives(found, leaves)]
+    expected = torch.stack([F.linear(*(t[i] for t in leaves)) for i in range(TASKS)])
+    is_small = shape[0] < 100
+    for a, b in zip(of_all, [expected, *derivatives(expected, leaves)], strict=True):
+        assert a.dtype == torch.float32
+        error = relative_error(a, b)
+        assert error < 1e-5 if is_small else 1e-4 < error < 0.1
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_padding_may_have_a_name(padding):
+    """It is rounded like any other, by torch.vmap and in a loop, and is torch's in float64."""
+    x, w, b = (random(TASKS, *shape, seed=i) for i, shape in enumerate([(5, 3, 8, 8), (4, 3, 3, 3), (4,)]))
+
+    def of_one(vectorized):
+        def run(x, w, b):
+            with task_kernels(vectorized=vectorized):
+                return F.conv2d(x, w, b, padding=padding)
+
+        return run
+
+    expected = [F.conv2d(x[i], w[i], b[i], padding=padding) for i in range(TASKS)]
+    torch.testing.assert_close(torch.vmap(of_one(True))(x, w, b), torch.stack(expected), rtol=1e-12, atol=1e-12)
+    x, w, b = x.float(), w.float(), b.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        together, alone = torch.vmap(of_one(True))(x, w, b), [of_one(False)(x[i], w[i], b[i]) for i in range(TASKS)]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=0)
+    assert relative_error(together, torch.stack(expected).float()) > 1e-4
+
+
+def test_16_bits_are_all_that_autocast_makes_of_the_weights_type():
+    w = torch.ones(4, 3, 3, 3)
+    for wrong in (torch.long, torch.float64):
+        with torch.autocast("cpu", torch.bfloat16), task_kernels(vectorized=False), pytest.raises(RuntimeError):
+            F.conv2d(torch.ones(5, 3, 8, 8, dtype=wrong), w)
+
+
 def test_torchs_own_errors_stay():
     with task_kernels(vectorized=True):
         with pytest.raises(ValueError, match="more than 1 value per channel"):

@@ -831,3 +831,38 @@ def test_statistics_are_taken_without_writing_into_weights_either():
     for _ in range(2):
         trainer().test(module, loader, verbose=False)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+class Viewed(nn.Module):
+    """Flattens by `view`, which takes images as torch's own layers leave them."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4 * size**2, 3)
+
+    def forward(self, x):
+        x = self.body(x).tanh()
+        return self.head(x.view(x.size(0), -1))
+
+
+def viewing_loss(predictions, targets):
+    return F.mse_loss(predictions.view(-1), targets.view(-1))
+
+
+@pytest.mark.parametrize("way", ["vmap", "loop"])
+@pytest.mark.parametrize("size", [6, 14])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_images_may_be_viewed(way, size, rounded):
+    """In a network and in a loss, whatever their order in memory is."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 6, 1, size, size, generator=draw)
+    labels, pictures = torch.arange(6).div(2, rounding_mode="floor").expand(3, 6), images.repeat(1, 1, 3, 1, 1)
+    picturing = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 3, padding=1))
+    for net, targets, loss in ((Viewed(size), labels, F.cross_entropy), (picturing, pictures, viewing_loss)):
+        tasks = Task(Examples(images, targets), Examples(images + 1, targets))
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            found = gradient(scaled(net).float(), tasks, way, loss=loss)
+        expected = gradient(
+            net.double(), map_tensors(lambda t: t.double() if t.is_floating_point() else t, tasks), loss=loss
+        )
+        assert relative_error(found.double(), expected) < (0.1 if rounded else 1e-4)

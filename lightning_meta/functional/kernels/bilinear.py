@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -34,6 +35,40 @@ class Layer(Protocol):
     def of_bias(self, grad: Tensor, shape: Sequence[int]) -> Tensor:
         """The output's gradient, carried over to the biases."""
         ...
+
+
+class Exact:
+    """A layer that autocast does not round, nor its gradients, which are taken where autocast is on.
+
+    Args:
+        layer: What is computed.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `Layer`."""
+        with torch.autocast("cpu", enabled=False):
+            return self.layer.forward(x, weight, bias)
+
+    def shifted(self, y: Tensor, bias: Tensor) -> Tensor:
+        """See `Layer`."""
+        return self.layer.shifted(y, bias)
+
+    def of_input(self, grad: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
+        """See `Layer`."""
+        with torch.autocast("cpu", enabled=False):
+            return self.layer.of_input(grad, weight, shape)
+
+    def of_weight(self, grad: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """See `Layer`."""
+        with torch.autocast("cpu", enabled=False):
+            return self.layer.of_weight(grad, x, shape)
+
+    def of_bias(self, grad: Tensor, shape: Sequence[int]) -> Tensor:
+        """See `Layer`."""
+        return self.layer.of_bias(grad, shape)
 
 
 class Multiply(Function):

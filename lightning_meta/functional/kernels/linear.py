@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_meta.functional.kernels.bilinear import Multiply, multiply_rounded
+from lightning_meta.functional.kernels.bilinear import Exact, Multiply, multiply_rounded
 from lightning_meta.functional.kernels.layout import apart, is_shared
 from lightning_meta.functional.kernels.vmap import OfTasks
 
@@ -64,10 +64,10 @@ def linear(x: OfTasks, weight: OfTasks, bias: OfTasks | None, *, rounds: bool) -
         rounds: Whether products are to be in bfloat16. Those with few weights are not: they gain nothing by it.
     """
     if rounds:
+        biases = None if bias is None else bias.first
         if weight.first[0].numel() >= SMALLEST:
-            return multiply_rounded(x.second, weight.first, None if bias is None else bias.first, Linear()), 1
-        with torch.autocast("cpu", enabled=False):
-            return linear(x, weight, bias, rounds=False)
+            return multiply_rounded(x.second, weight.first, biases, Linear()), 1
+        return Multiply.apply(x.second, weight.first, biases, Exact(Linear())), 1
     if x.dim is None and weight.dim is None and (bias is None or bias.dim is None):  # a single task
         return F.linear(x.tensor, weight.tensor, None if bias is None else bias.tensor).unsqueeze(0), 0
     weights, biases = weight.first, None if bias is None else bias.first

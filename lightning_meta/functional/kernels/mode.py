@@ -52,6 +52,21 @@ def _multiplies(input: Tensor, *others: Tensor | None) -> bool:
     return allowed and _fits(input, *others)
 
 
+def _as_multiplied(input: Tensor, weight: Tensor) -> Tensor:
+    """What a layer before has rounded in 16 bits, in the type of the weights, where autocast lets the two meet."""
+    return input.to(weight.dtype) if _rounds() and input.dtype in (torch.bfloat16, torch.float16) else input
+
+
+def _padded(padding: str, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...] | None:
+    """The zeros on both sides that `"same"` or `"valid"` means; `None` if those of the two sides differ, or no such."""
+    around = [d * (size - 1) for size, d in zip(weight.shape[2:], dilation, strict=True)]
+    if padding == "valid":
+        return (0,) * len(around)
+    if padding != "same" or any(step != 1 for step in stride) or any(zeros % 2 for zeros in around):
+        return None
+    return tuple(zeros // 2 for zeros in around)
+
+
 def _first(results: list[Tensor] | None) -> Tensor | None:
     return None if results is None else results[0]
 
@@ -65,11 +80,12 @@ def _conv(
     groups: int = 1,
 ) -> Tensor | None:  # fmt: skip
     dims, rounds = weight.dim() - 2, _rounds()
-    if rounds:
-        input = input.to(weight.dtype)  # some come from a layer that torch has rounded
-    if input.dim() != weight.dim() or isinstance(padding, str) or not _multiplies(input, weight, bias):
+    input = _as_multiplied(input, weight)
+    stride, dilation = _pair(stride, dims), _pair(dilation, dims)
+    padding = _padded(padding, weight, stride, dilation) if isinstance(padding, str) else _pair(padding, dims)
+    if input.dim() != weight.dim() or padding is None or not _multiplies(input, weight, bias):
         return None
-    layer = Convolution(_pair(stride, dims), _pair(padding, dims), _pair(dilation, dims), groups)
+    layer = Convolution(stride, padding, dilation, groups)
 
     def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
         x, weights, biases = tensors
@@ -82,13 +98,12 @@ def _conv(
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    if _rounds():
-        input = input.to(weight.dtype)
+    input, rounds = _as_multiplied(input, weight), _rounds()
     if input.dim() < 2 or weight.dim() != 2 or not _multiplies(input, weight, bias):
         return None
 
     def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
-        return [linear(*tensors, rounds=_rounds())]
+        return [linear(*tensors, rounds=rounds)]
 
     return _first(over_all_tasks(kernel, input, weight, bias))
 
@@ -151,7 +166,7 @@ def _max_pool(
 
 def _average_pool(input: Tensor, output_size: Any) -> Tensor | None:
     """The mean over all positions, which torch, with channels last, has no rule for under `torch.vmap`."""
-    if output_size not in (1, (1, 1), [1, 1]) or input.dim() != 4 or not _fits(input):
+    if output_size not in (1, (1, 1), [1, 1]) or input.dim() != 4 or not input.numel() or not _fits(input):
         return None
     return input.mean((2, 3), keepdim=True)
 
@@ -224,6 +239,8 @@ class task_kernels(TorchFunctionMode):
         target = written(func, args, kwargs)
         if target is not None:
             self.check_write(target)
+        if func is Tensor.view and not isinstance(args[1] if len(args) > 1 else None, torch.dtype) and not kwargs:
+            return Tensor.reshape(*args)  # images may have their channels last
         if func in EMPTY and self.vectorized and AVAILABLE:
             return empty_of_each_task(func(*args, **kwargs), self.untouchable)
         if func is F.batch_norm and self.mask is not None:
