@@ -37,6 +37,16 @@ def test_every_row_of_texts_has_a_configuration():
     assert of_texts.keys() == {str(name) for name in names if name.name.startswith(("banking77", "clinc150"))}
 
 
+@pytest.mark.parametrize("page", ["reinforcement_learning", "meta_world"])
+def test_rows_of_environments_have_a_configuration(page):
+    rows = script("reproduce").recorded((ROOT / "docs" / f"{page}.md").read_text())
+    assert rows
+    for row, result in rows.items():
+        assert row.startswith("rl/")
+        assert result.unit in ("return", "success")
+        assert (ROOT / "configs" / f"{row}.yaml").is_file()
+
+
 def test_a_row_is_run_again_and_compared(tmp_path, monkeypatch, capsys):
     reproduce = script("reproduce")
     monkeypatch.setattr(reproduce, "runs_folder", lambda: tmp_path)

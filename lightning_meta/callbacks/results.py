@@ -175,7 +175,7 @@ class TaskResults(pl.Callback):
 
     def _about(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         data: Any = getattr(trainer, "datamodule", None)
-        settings = {} if data is None else dict(data.hparams)
+        settings = {} if data is None else data.hparams | getattr(data, "of_test_tasks", {})
         if any(row.task_classes for row in self.rows):  # which tell the tasks; the rest is where data lies
             settings = {"seed": settings.get("seed"), "rows": [row.sizes for row in self.rows]}
         settings = {name: value for name, value in settings.items() if name not in _NOT_OF_TEST_TASKS}

@@ -129,6 +129,13 @@ class RLDataModule(TaskDataModule):
             )
         return found.pop()
 
+    @property
+    def of_test_tasks(self) -> dict[str, int | None]:
+        """The options that say what a test is of, as they are meant: whatever training has, they tell tests apart."""
+        others = [f"{split}_{name}" for split in ("val", "test") for name in ("episodes", "query_episodes")]
+        first, second = self.episodes["test"]
+        return {"episodes": first, "query_episodes": second} | dict.fromkeys(others)
+
     def teardown(self, stage: str) -> None:
         """End what the suites keep."""
         for suite in self.suites.values():

@@ -38,6 +38,9 @@ def test_a_batch_says_of_which_split_and_numbers_its_tasks_are():
     assert validation[0].query.inputs.tolist() == [[1]] * 4
     check_tasks(data.tasks["val"])
     assert data.episodes == {"train": (7, 7), "val": (7, 9), "test": (7, 7)}
+    # Tests of as many episodes can be compared, whatever training had.
+    assert data.of_test_tasks == Data(episodes=3, test_episodes=7, test_query_episodes=7).of_test_tasks
+    assert data.of_test_tasks != Data(episodes=7, test_query_episodes=8).of_test_tasks
     assert data.spaces.actions.size == 1
     with pytest.raises(ValueError, match=r'configure_suite\("test"\) returned None'):
         data.test_dataloader()
