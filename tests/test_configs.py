@@ -138,5 +138,6 @@ def test_configuration(name, tmp_path, request):
 def test_the_schedule_ends_with_the_training(name):
     config = yaml.safe_load((ROOT / name).read_text())
     steps = config["trainer"]["max_epochs"] * config["data"]["init_args"]["steps_per_epoch"]
+    steps *= config["model"]["init_args"].get("outer_steps_per_batch", 1)
     schedule = config["model"]["init_args"]["lr_scheduler"]["init_args"]
     assert schedule.get("T_max", schedule.get("total_iters")) == steps

@@ -33,7 +33,7 @@ LAYERS = {
     "batch norm of features": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (8, 4), (4,), (4,)),
     "batch norm of sequences": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (8, 4, 5), (4,), (4,)),
     "batch norm of images": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (5, 4, 3, 3), (4,), (4,)),
-    "batch norm of large images": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (5, 4, 8, 7), (4,), (4,)),
+    "batch norm of larger images": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (5, 4, 8, 7), (4,), (4,)),
     "average pooling": (lambda x, w, b: F.adaptive_avg_pool2d(x * w, 1) + b, (5, 4, 7, 8), (4, 1, 1), (4, 1, 1)),
     "max pooling of large images": (lambda x, w, b: F.max_pool2d(x * w, 2) + b, (5, 4, 8, 8), (4, 1, 1), (4, 1, 1)),
     "max pooling": (lambda x, w, b: F.max_pool2d(x * w, 2) + b, (5, 4, 6, 6), (4, 1, 1), (4, 1, 1)),

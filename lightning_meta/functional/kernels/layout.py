@@ -9,22 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FEWEST_POSITIONS_LAST = 49
-"""Images of so many positions have their channels last; for smaller ones torch is faster with channels first."""
 
-
-def has_channels_last(shape: Sequence[int]) -> bool:
-    """Whether `(examples, B, channels, ...)` has the channels of all tasks last in memory."""
-    return len(shape) == 5 and (shape[1] == 1 or shape[3] * shape[4] >= FEWEST_POSITIONS_LAST)
-
-
-def dense(x: Tensor, like: Sequence[int] | None = None) -> Tensor:
-    """`(examples, B, ...)` without gaps, in the order that torch is fastest with for a shape, its own if `None`.
-
-    That is, for images, `(examples, height, width, B, channels)` in memory, or as it is read.
-    """
-    if x.dim() == 5 and has_channels_last(like or x.shape):
-        return x.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
+def dense(x: Tensor) -> Tensor:
+    """`(examples, B, ...)` without gaps, in the fastest order for torch: images of one task with channels last."""
+    if x.shape[1] == 1 and x.dim() == 5:
+        return x.squeeze(1).contiguous(memory_format=torch.channels_last).unsqueeze(1)
     return x.contiguous()
 
 
@@ -40,9 +29,9 @@ def merged(x: Tensor, *, as_groups: bool) -> Tensor:
 
 def placeholder(like: Tensor, shape: Sequence[int], *, as_groups: bool) -> Tensor:
     """A tensor of which torch reads the shape only, merged like one of shape `(examples, B, channels, ...)`."""
-    if has_channels_last(shape):
-        n, tasks, channels, height, width = shape
-        return merged(like.new_empty(n, height, width, tasks, channels).permute(0, 3, 4, 1, 2), as_groups=as_groups)
+    if shape[1] == 1 and len(shape) == 5:
+        size = (shape[0], *shape[2:])
+        return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
     return merged(like.new_empty(shape), as_groups=as_groups)
 
 

@@ -164,13 +164,6 @@ def _max_pool(
     return _first(over_all_tasks(kernel, input))
 
 
-def _average_pool(input: Tensor, output_size: Any) -> Tensor | None:
-    """The mean over all positions, which torch, with channels last, has no rule for under `torch.vmap`."""
-    if output_size not in (1, (1, 1), [1, 1]) or input.dim() != 4 or not input.numel() or not _fits(input):
-        return None
-    return input.mean((2, 3), keepdim=True)
-
-
 _KERNELS: dict[Any, Callable[..., Tensor | None]] = {
     F.conv1d: _conv,
     F.conv2d: _conv,
@@ -178,7 +171,6 @@ _KERNELS: dict[Any, Callable[..., Tensor | None]] = {
     F.linear: _linear,
     F.batch_norm: _batch_norm,
     F.max_pool2d: _max_pool,
-    F.adaptive_avg_pool2d: _average_pool,
 }
 
 
@@ -240,7 +232,7 @@ class task_kernels(TorchFunctionMode):
         if target is not None:
             self.check_write(target)
         if func is Tensor.view and not isinstance(args[1] if len(args) > 1 else None, torch.dtype) and not kwargs:
-            return Tensor.reshape(*args)  # images may have their channels last
+            return Tensor.reshape(*args)  # images of one task have their channels last
         if func in EMPTY and self.vectorized and AVAILABLE:
             return empty_of_each_task(func(*args, **kwargs), self.untouchable)
         if func is F.batch_norm and self.mask is not None:

@@ -55,11 +55,10 @@ class OfMaxPooling(Function):
     def backward(ctx: Any, direction: Tensor) -> Any:
         """Take them from there."""
         (places,) = ctx.saved_tensors
-        positions, of_places = (_positions(t) for t in (merged(dense(direction), as_groups=True), places))
-        taken = positions.gather(1, of_places).view(len(places), *places.shape[2:], places.shape[1])
-        return apart(taken.permute(0, 3, 1, 2), 1, direction.shape[1:3]), None, None, None
-
-
-def _positions(x: Tensor) -> Tensor:
-    """`(n, channels, height, width)` as `(n, positions, channels)`."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
+        taken = (
+            direction.flatten(1, 2)
+            .flatten(2)
+            .gather(2, places.flatten(2))
+            .view(*direction.shape[:3], *places.shape[2:])
+        )
+        return taken, None, None, None
