@@ -105,9 +105,8 @@ class Learner:
         reparametrized = _reparametrize_module(network, state, tie_weights=is_tied)
         with recorded as statistics, batch_normalization(modes), kernels, reparametrized:
             predictions = network(inputs)
-            if any(
-                tensor.dim() > 3 for tensor in tensors_of(predictions)
-            ):  # images of one task have their channels last
+            # Images of one task have their channels last.
+            if any(tensor.dim() > 3 for tensor in tensors_of(predictions)):
                 predictions = map_tensors(torch.Tensor.contiguous, predictions)
             now = dict(network.named_buffers()) if buffers else {}
         if not buffers and not self.records:

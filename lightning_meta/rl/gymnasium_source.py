@@ -143,11 +143,9 @@ class GymnasiumSource:
                 return self.gymnasium.make(self.make, disable_env_checker=True, **arguments)
             return self.make(**arguments)
         except Exception as error:
-            hint = (
-                ""
-                if not isinstance(self.make, str) or "-" in self.make
-                else (" An environment of your own is named by its full path, my_module.MyEnvironment.")
-            )
+            hint = ""
+            if isinstance(self.make, str) and "-" not in self.make:
+                hint = " An environment of your own is named by its full path, my_module.MyEnvironment."
             raise DataError(
                 f"{self.name} cannot be made with the arguments {arguments}: {one_line(error)}{hint}"
             ) from error
