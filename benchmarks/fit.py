@@ -20,7 +20,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from ways import CASES, Case
+from step_cases import CASES, Case
 
 from lightning_meta import EpisodicDataModule, MAMLModule, Task
 from lightning_meta.cli.main import main as lightning_meta

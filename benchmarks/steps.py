@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ways import CASES, PEERS, WAYS
+from step_cases import CASES
+from ways import PEERS, WAYS
 
 ORDERS = ("second", "first")
 TOLERANCE = 1e-10

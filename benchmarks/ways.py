@@ -12,68 +12,16 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from floor import operations, products
+from peers import hand, with_higher, with_parallel_metalearn, with_torchopt
+from step_cases import CASES, Case, Step
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from lightning_meta import MLP, Conv4, Examples, MAMLModule, Task
+from lightning_meta import MAMLModule, Task
 from lightning_meta.functional.allocator import keep_freed_memory
-
-Step = Callable[[], None]
-
-
-class Case(NamedTuple):
-    """A network and the tasks of one outer step."""
-
-    network: Callable[[], nn.Module]
-    tasks: int
-    n_way: int = 5
-    n_query: int = 1
-    inner_steps: int = 1
-    inner_lr: float = 0.1
-    regression: bool = False
-
-    def make_tasks(self, dtype: torch.dtype, device: str) -> Task:
-        """Random tasks of the right shapes, always the same."""
-        generator = torch.Generator().manual_seed(0)
-
-        def examples(count: int) -> Examples:
-            if self.regression:
-                inputs = 10 * torch.rand(self.tasks, count, 1, generator=generator) - 5
-                phase = torch.rand(self.tasks, 1, 1, generator=generator)
-                return Examples(inputs, (inputs + 3 * phase).sin())
-            images = torch.rand(self.tasks, self.n_way * count, 1, 28, 28, generator=generator)
-            labels = torch.arange(self.n_way).repeat_interleave(count).expand(self.tasks, -1).contiguous()
-            return Examples(images, labels)
-
-        support, query = (examples(10), examples(10)) if self.regression else (examples(1), examples(self.n_query))
-        parts = ((_to(part.inputs, device, dtype), _to(part.targets, device, dtype)) for part in (support, query))
-        return Task(*(Examples(*tensors) for tensors in parts))
-
-    @property
-    def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """What is descended."""
-        return F.mse_loss if self.regression else F.cross_entropy
-
-
-def _to(targets: Tensor, device: str, dtype: torch.dtype) -> Tensor:
-    return targets.to(device, dtype) if targets.is_floating_point() else targets.to(device)
-
-
-CASES = {
-    "Conv-4, 1 query, 32 tasks": Case(lambda: Conv4(5), 32),
-    "Conv-4, 15 queries, 32 tasks": Case(lambda: Conv4(5), 32, n_query=15),
-    "Conv-4, 1 query, 5 inner steps, 16 tasks": Case(lambda: Conv4(5), 16, inner_steps=5),
-    "Conv-4 with pooling, 15 queries, 8 tasks": Case(lambda: Conv4(5, downsample="pool"), 8, n_query=15),
-    "MLP 784-256-128-64-64, 1 query, 32 tasks": Case(lambda: MLP(784, 5, hidden=[256, 128, 64, 64], norm="batch"), 32),
-    "Sinusoid MLP, 10-shot, 25 tasks": Case(MLP, 25, regression=True, inner_lr=0.01),
-    "Conv-4, 20-way, 1 query, 16 tasks": Case(lambda: Conv4(20), 16, n_way=20),
-}
-"""The networks of the MAML paper on tasks of the sizes that are usual for them."""
 
 
 def own(task_parallel: Any, **options: Any) -> Callable[..., Step]:
@@ -93,118 +41,6 @@ def own(task_parallel: Any, **options: Any) -> Callable[..., Step]:
         return step
 
     return make
-
-
-def hand(case: Case, network: nn.Module, tasks: Task, first_order: bool) -> Step:
-    """A plain loop over tasks, as one writes it without a library."""
-    loss, count = case.loss, case.tasks
-
-    def step() -> None:
-        network.zero_grad()
-        for i in range(count):
-            params = dict(network.named_parameters())
-            for _ in range(case.inner_steps):
-                support_loss = loss(functional_call(network, params, tasks.support.inputs[i]), tasks.support.targets[i])
-                grads = torch.autograd.grad(support_loss, list(params.values()), create_graph=not first_order)
-                params = {name: p - case.inner_lr * g for (name, p), g in zip(params.items(), grads, strict=True)}
-            query_loss = loss(functional_call(network, params, tasks.query.inputs[i]), tasks.query.targets[i])
-            (query_loss / count).backward()
-
-    return step
-
-
-def with_higher(case: Case, network: nn.Module, tasks: Task, first_order: bool) -> Step:
-    """The library `higher`."""
-    import higher
-
-    loss, count = case.loss, case.tasks
-    optimizer = torch.optim.SGD(network.parameters(), lr=case.inner_lr)
-
-    def step() -> None:
-        network.zero_grad()
-        for i in range(count):
-            with higher.innerloop_ctx(
-                network, optimizer, copy_initial_weights=False, track_higher_grads=not first_order
-            ) as (learner, inner):
-                for _ in range(case.inner_steps):
-                    inner.step(loss(learner(tasks.support.inputs[i]), tasks.support.targets[i]))
-                query_loss = loss(learner(tasks.query.inputs[i]), tasks.query.targets[i]) / count
-                if not first_order:
-                    query_loss.backward()
-                    continue
-                # It leaves no way to the initial parameters: FOMAML's gradient is that of the adapted ones.
-                grads = torch.autograd.grad(query_loss, list(learner.parameters()))
-                for p, g in zip(network.parameters(), grads, strict=True):
-                    p.grad = g if p.grad is None else p.grad + g
-
-    return step
-
-
-def with_torchopt(case: Case, network: nn.Module, tasks: Task, first_order: bool) -> Step | None:
-    """The library TorchOpt, which has no first-order MAML."""
-    import torchopt
-
-    if first_order:
-        return None
-    loss, count = case.loss, case.tasks
-    optimizer = torchopt.MetaSGD(network, lr=case.inner_lr)
-    meta = list(network.parameters())
-
-    def step() -> None:
-        for p in meta:
-            p.grad = None
-        start, optimizer_start = torchopt.extract_state_dict(network), torchopt.extract_state_dict(optimizer)
-        for i in range(count):
-            for _ in range(case.inner_steps):
-                optimizer.step(loss(network(tasks.support.inputs[i]), tasks.support.targets[i]))
-            (loss(network(tasks.query.inputs[i]), tasks.query.targets[i]) / count).backward()
-            torchopt.recover_state_dict(network, start)
-            torchopt.recover_state_dict(optimizer, optimizer_start)
-
-    return step
-
-
-def with_parallel_metalearn(case: Case, network: nn.Module, tasks: Task, first_order: bool) -> Step:
-    """The library parallel-metalearn, all tasks in one chunk."""
-    from metalearn.algorithms import MAML
-    from metalearn.inner_optimizers import InnerSGD
-    from metalearn.loss.base import BaseLoss
-    from metalearn.model_wrappers import MAML_Model
-
-    class Loss(BaseLoss):
-        def forward(self, out_dict: Any, targets: Any, model_states: Any = None, **kwargs: Any) -> Any:
-            value = case.loss(out_dict["logits"], targets["labels"])
-            return value, value.detach()
-
-    class Part(nn.Module):
-        def __init__(self, part: nn.Module) -> None:
-            super().__init__()
-            self.part = part
-
-        def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
-            result: Tensor = self.part(x)
-            return result
-
-    model = MAML_Model(backbone=Part(network.body), head=Part(network.head))
-    inner = InnerSGD(model.get_fast_weights(), first_order=first_order, inner_lr=case.inner_lr, learn_lr=False)
-    inner = inner.to(tasks.query.inputs)
-    with torch.no_grad():
-        for rate in inner.parameters():  # made in float32
-            rate.fill_(case.inner_lr)
-    algorithm = MAML(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
-        inner_optimizer=inner,
-        support_loss_fn=Loss(),
-        inner_steps=case.inner_steps,
-        device=tasks.query.inputs.device,
-    )
-    (xs, ys), (xq, yq) = tasks.support[:2], tasks.query[:2]
-
-    def step() -> None:
-        algorithm.step(iter([(xs, {"labels": ys}, xq, {"labels": yq})]), training=True)
-
-    return step
 
 
 def in_bfloat16(case: Case, network: nn.Module, tasks: Task, first_order: bool) -> Step:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_meta.functional.problem import Learner
+from lightning_meta.functional.learner import Learner
 from lightning_meta.inner import InnerOptimizer
 from lightning_meta.modules import MetaModule
 from lightning_meta.task import Task, TaskDistribution, map_tensors, number_of_tasks, tensors_of

@@ -13,9 +13,10 @@ from lightning_meta.algorithms.base import Algorithm
 from lightning_meta.algorithms.gradient_based import GradientBased
 from lightning_meta.errors import ConfigurationError
 from lightning_meta.functional.inner_loop import BatchUpdate, InnerObjective, adapt
+from lightning_meta.functional.learner import ALL_TASKS
 from lightning_meta.functional.masks import filled
 from lightning_meta.functional.network import Params, take_written
-from lightning_meta.functional.problem import ALL_TASKS, Problem
+from lightning_meta.functional.problem import Problem
 from lightning_meta.functional.task_map import TaskMap, joined
 from lightning_meta.task import Examples, Task
 

@@ -2,8 +2,9 @@
 
 from lightning_meta.functional.gradients import surrogate
 from lightning_meta.functional.inner_loop import Order, adapt
+from lightning_meta.functional.learner import Learner
 from lightning_meta.functional.network import Params, select_parameters
-from lightning_meta.functional.problem import Learner, Problem
+from lightning_meta.functional.problem import Problem
 from lightning_meta.functional.task_map import TaskMap, TaskParallel, Touch
 
 __all__ = [

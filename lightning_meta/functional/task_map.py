@@ -23,8 +23,9 @@ from lightning_meta.errors import (
 from lightning_meta.functional.gradients import surrogate
 from lightning_meta.functional.inner_loop import scaled_gradients
 from lightning_meta.functional.kernels import Isolation
+from lightning_meta.functional.learner import Learner
 from lightning_meta.functional.network import failing_layer
-from lightning_meta.functional.problem import Learner, Problem
+from lightning_meta.functional.problem import Problem
 from lightning_meta.task import Task, first_tensor, map_tensors, number_of_tasks, plain_inputs, tensors_of
 
 TaskParallel = Literal["auto", "vmap", "loop"] | int

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
 from lightning_meta.functional.inner_loop import check_steps
+from lightning_meta.functional.learner import Learner
 from lightning_meta.functional.losses import is_cross_entropy
 from lightning_meta.functional.network import copied
 from lightning_meta.functional.normalization import (
@@ -16,7 +17,7 @@ from lightning_meta.functional.normalization import (
     with_batch_statistics,
     with_stored_statistics,
 )
-from lightning_meta.functional.problem import Learner, Problem
+from lightning_meta.functional.problem import Problem
 from lightning_meta.functional.task_map import joined
 from lightning_meta.modules.evaluation import with_gradients
 from lightning_meta.task import Examples, Task, are_classes, map_tensors, plain_inputs, present_classes, tensors_of

@@ -11,12 +11,11 @@ from typing_extensions import Self
 
 from lightning_meta.algorithms.acting import Actor
 from lightning_meta.algorithms.base import Algorithm, Outcome
+from lightning_meta.functional import Learner, Params, Problem, TaskMap, TaskParallel
 from lightning_meta.functional.compilation import CompiledFunction
 from lightning_meta.functional.hooks import complete_hooks
 from lightning_meta.functional.losses import Loss, accuracies_of_tasks, is_cross_entropy, losses_of_tasks
-from lightning_meta.functional.network import Params, check_network
-from lightning_meta.functional.problem import Learner, Problem
-from lightning_meta.functional.task_map import TaskMap, TaskParallel
+from lightning_meta.functional.network import check_network
 from lightning_meta.hyperparameters import plain_hyperparameters
 from lightning_meta.inner import InnerOptimizer
 from lightning_meta.modules import checkpoints, deployment, optimizers
