@@ -5,6 +5,7 @@
 ROW is the name in the first column, which is that of its configuration. The run is kept in runs/reproduce/ROW. With
 --resume a training that did not come to its end goes on from its last checkpoint, exactly. With --seeds N it is trained
 N times, from the seeds 0, 1 and so on (other initial parameters, the same tasks), and the spread between them is shown.
+How long it was trained, validation included, is told and kept in its last checkpoint.
 The exit status is 0 if the results are no further apart than their intervals say, 1 otherwise.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from lightning.pytorch.callbacks import Timer
 
 from lightning_meta.cli.main import main
 
@@ -28,6 +30,7 @@ ROOTS = {
     "clinc150": "clinc150.jsonl.gz",
 }
 LINE = re.compile(r"^\| `(?P<name>[\w/]+)` \| (?P<mean>-?[\d.]+) ± (?P<ci95>[\d.]+) (?P<unit>%|mse|return|success) \|")
+TIMER = "--trainer.callbacks+={class_path: lightning.pytorch.callbacks.Timer, init_args: {interval: step}}"
 METRICS = {"%": "query_accuracy", "mse": "query_loss", "return": "query_return", "success": "query_success"}
 
 
@@ -64,8 +67,12 @@ def measure(row: str, unit: str, options: list[str], *, seed: int = 0, resume: b
     if yaml.safe_load(path.read_text())["trainer"]["max_epochs"] == 0:
         tested = main(["test", *config])
     else:
+        config.append(TIMER)
         begun = resume and (folder / "checkpoints" / "last.ckpt").is_file()
-        main(["fit", *config, *(["--ckpt_path", "last"] if begun else [])])
+        trainer = main(["fit", *config, *(["--ckpt_path", "last"] if begun else [])]).trainer
+        timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
+        seconds = timer.time_elapsed("train") + timer.time_elapsed("validate")
+        print(f"{row}, seed {seed}: trained in {seconds / 60:.1f} minutes")
         tested = main(["test", *config, "--ckpt_path", "best"])
     metrics = tested.trainer.callback_metrics
     name, scale = METRICS[unit], 100 if unit in ("%", "success") else 1

@@ -73,6 +73,7 @@ def test_seeds_are_trained_apart_and_a_training_goes_on(tmp_path, monkeypatch, c
     printed = capsys.readouterr().out
     first, second = (float(x) for x in re.search(r"seeds 0 to 1: (\S+), (\S+); mean", printed).groups())
     assert first != second
+    assert re.search(r"sinusoid_5shot, seed 1: trained in \d+\.\d minutes", printed)
     steps = [torch.load(f"{row}{end}/checkpoints/last.ckpt")["global_step"] for end in ("", "_seed1")]
     more = str(steps[0] + 1)
     reproduce.reproduce(["maml/sinusoid_5shot", *options, "--resume", "--trainer.max_epochs", more])
@@ -119,4 +120,25 @@ def test_how_trainings_adapt_is_drawn(tmp_path, monkeypatch, capsys):
     adaptation.draw(figure, 3, rows, [*SMALL[:-2], *QUIET[2:]])
     printed = re.findall(r"^\| `(\S+)` \|(.*)\|$", capsys.readouterr().out, re.MULTILINE)
     assert [(name, cells.count("±")) for name, cells in printed] == [(row, 4) for row in rows]
+    assert figure.stat().st_size > 10_000
+
+
+def test_learning_curves_are_drawn_over_minutes(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    reproduce, curves = script("reproduce"), script("learning_curves")
+    for module in (reproduce, curves):
+        monkeypatch.setattr(module, "runs_folder", lambda: tmp_path)
+    row, quick = "protonet/glyphs_5way_1shot", [*SMALL[:-2], *QUIET]
+    reproduce.measure(row, "%", [*quick, "--trainer.max_epochs", "2"])
+    last = tmp_path / row / "checkpoints" / "last.ckpt"
+    before = torch.load(last)["callbacks"]["Timer"]["time_elapsed"]["train"]
+    reproduce.measure(row, "%", [*quick, "--trainer.max_epochs", "4"], resume=True)
+    both = curves.curve(row)
+    assert len(both.minutes) == len(both.accuracies) == 4  # of both parts
+    assert all(20 <= accuracy <= 100 for accuracy in both.accuracies)
+    assert both.minutes == pytest.approx([both.minutes[-1] * epoch / 4 for epoch in (1, 2, 3, 4)])
+    assert 60 * both.minutes[-1] > torch.load(last)["callbacks"]["Timer"]["time_elapsed"]["train"] > before
+    figure = tmp_path / "figures" / "curves.png"
+    curves.draw(figure, [row])
+    assert re.search(rf"{row}: \S+ % in validation after \S+ minutes", capsys.readouterr().out)
     assert figure.stat().st_size > 10_000
