@@ -33,7 +33,7 @@ def adapt(options: argparse.Namespace) -> None:
     Raises:
         MissingFileError: There is no such checkpoint or folder.
         CheckpointError: The checkpoint cannot be read.
-        ConfigurationError: The size of the images is not known, or there are too many classes.
+        ConfigurationError: It is of a policy, the size of the images is not known, or there are too many classes.
         DataError: An image cannot be read.
     """
     path = Path(options.ckpt_path)
@@ -42,6 +42,11 @@ def adapt(options: argparse.Namespace) -> None:
     with readable(path):
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     module = _module_class(checkpoint, path).load_from_checkpoint(path, map_location="cpu")
+    if type(module).collect is not MetaModule.collect:
+        raise ConfigurationError(
+            f"{path} is of {type(module).__name__}, which adapts by acting, not to images. In Python: "
+            f"{type(module).__name__}.load_from_checkpoint({str(path)!r}).adapt_to(environment)."
+        )
     about = _about_images(options, checkpoint)
     files = list_folders(Path(options.support))
     inputs = _read([Path(path) for path in files.paths], about)

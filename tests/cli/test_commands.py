@@ -222,3 +222,12 @@ def test_more_classes_than_outputs_are_refused(trained, tmp_path):
     run.save_checkpoint(tmp_path / "own.ckpt")
     with pytest.raises(CheckpointError, match="started from a script"):
         main(["adapt", "--ckpt_path", str(tmp_path / "own.ckpt"), "--support", str(tmp_path / "six")])
+
+
+def test_a_policy_is_not_adapted_to_images(trained, tmp_path):
+    of_robot = Path(__file__).parents[2] / "configs/rl/maml/navigation.yaml"
+    small = ["--data.horizon", "3", "--data.episodes", "2", "--data.meta_batch_size", "2", "--data.val_tasks", "2"]
+    options = ["--config", str(of_robot), *QUIET, "--trainer.default_root_dir", str(tmp_path), *small]
+    main(["fit", *options, "--trainer.max_steps", "4", "--data.steps_per_epoch", "1"])
+    with pytest.raises(ConfigurationError, match="is of MAMLRLModule, which adapts by acting"):
+        main(["adapt", "--ckpt_path", str(tmp_path / "checkpoints/last.ckpt"), "--support", str(trained / "support")])
