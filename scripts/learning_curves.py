@@ -3,8 +3,8 @@
     python scripts/learning_curves.py FIGURE.png ROW [ROW ...]
 
 ROW is a configuration that `./scripts/reproduce` has trained (`maml/omniglot_5way_1shot`). Minutes are those of the
-whole training, by the clock in its last checkpoint, divided evenly over its outer steps. The end of each curve is
-printed.
+whole training with its validations, by the clock in its last checkpoint, divided evenly over its outer steps. The end
+of each curve is printed.
 """
 
 import csv
@@ -34,8 +34,7 @@ def curve(row: str) -> Curve:
         with path.open(newline="") as file:
             measured |= {int(line["step"]) + 1: float(line[METRIC]) for line in csv.DictReader(file) if line[METRIC]}
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
-    elapsed = checkpoint["callbacks"]["Timer"]["time_elapsed"]
-    minutes = (elapsed["train"] + elapsed["validate"]) / 60 / checkpoint["global_step"]
+    minutes = checkpoint["callbacks"]["Timer"]["time_elapsed"]["train"] / 60 / checkpoint["global_step"]
     steps = sorted(measured)
     return Curve([minutes * step for step in steps], [100 * measured[step] for step in steps])
 
