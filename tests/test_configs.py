@@ -4,9 +4,11 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from lightning_meta import (
     CAVIAModule,
@@ -74,6 +76,8 @@ def test_the_promised_configurations_are_there():
     promised |= {f"maml/omniglot_{n}way_{k}shot.yaml" for n in (5, 20) for k in (1, 5)}
     promised |= {f"{name}/sinusoid_5shot.yaml" for name in ("maml", "meta_sgd", "meta_curvature", "cavia")}
     promised |= {"maml/sinusoid_10shot.yaml", "maml/omniglot_5to20way_1to5shot.yaml", "protonet/texts.yaml"}
+    with_photos = ("protonet", "maml", "anil", "r2d2", "metaoptnet", "reptile")
+    promised |= {f"{name}/cifar_fs_5way_{k}shot.yaml" for name in with_photos for k in (1, 5)}
     promised |= {f"{name}/navigation.yaml" for name in HALLMARKS if "/" in name}
     algorithms, texts = ("protonet", "maml", "anil", "protomaml", "reptile", "meta_lstm"), ("banking77", "clinc150")
     promised |= {f"{name}/{data}_5way_{k}shot.yaml" for name in algorithms for data in texts for k in (1, 5)}
@@ -94,6 +98,19 @@ def text_options(tmp_path):
     return ["--data.root", str(tmp_path), "--data.model", model, "--data.cache", str(tmp_path / "cache")]
 
 
+@pytest.fixture(scope="session")
+def cifar_root(tmp_path_factory):
+    """Images in the layout of CIFAR-FS: 20 classes to train and 5 for each evaluation, of 20 images."""
+    root, pixels = tmp_path_factory.mktemp("cifar-fs"), np.random.default_rng(0)
+    for split, classes in {"train": 20, "val": 5, "test": 5}.items():
+        for label in range(classes):
+            folder = root / split / f"{split}{label}"
+            folder.mkdir(parents=True)
+            for number in range(20):
+                Image.fromarray(pixels.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configuration(name, tmp_path, request):
     arguments = [
@@ -102,6 +119,11 @@ def test_configuration(name, tmp_path, request):
     ]  # fmt: skip
     if "omniglot" in name:
         arguments += ["--data.root", str(request.getfixturevalue("omniglot_root"))]
+    if "cifar_fs" in name:
+        root = str(request.getfixturevalue("cifar_root"))
+        arguments += ["--data.root", root, "--data.cache", str(tmp_path / "cache"), "--model.network.hidden", "8"]
+    if name.startswith("reptile/") and "cifar" in name:
+        arguments += ["--model.val_inner_steps", "5"]
     is_text = "TextDataModule" in (ROOT / name).read_text()
     if is_text:
         arguments += text_options(tmp_path)
@@ -129,7 +151,8 @@ def test_configuration(name, tmp_path, request):
         kind = "success" if "/ml" in name else "return"
         assert fitted.trainer.checkpoint_callback.monitor == f"val/query_{kind}"
         return
-    inputs, labels = torch.rand(10, *((384,) if is_text else (1, 28, 28))), torch.arange(5).repeat(2)
+    shape = (384,) if is_text else (3, 32, 32) if "cifar_fs" in name else (1, 28, 28)
+    inputs, labels = torch.rand(10, *shape), torch.arange(5).repeat(2)
     if "sinusoid" not in name:
         assert len(fitted.model.adapt_to(inputs, labels)(inputs[:3])) == 3
 
