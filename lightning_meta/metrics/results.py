@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -149,10 +150,19 @@ def save_results(rows: Sequence[RowResult], about: Mapping[str, Any], folder: Pa
 
 
 def write_json(rows: Sequence[RowResult], about: Mapping[str, Any], path: Path) -> None:
-    """Write means and intervals of all rows, and what they are of."""
-    content = {**about, "rows": [row.summary() for row in rows]}
+    """Write means and intervals of all rows, and what they are of; what is not finite (one task's interval) is null."""
+    content = _finite({**about, "rows": [row.summary() for row in rows]})
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(content, indent=2, allow_nan=True) + "\n").encode())
+    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    """Plain types with `None` in place of numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Any) -> None:

@@ -113,3 +113,15 @@ def test_files_of_classes_go_with_the_classes(tmp_path):
     plain.classes, plain.task_classes = [], []
     saved(tmp_path, plain)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "tasks.csv"]
+
+
+def test_what_json_has_no_number_for_is_null(tmp_path):
+    of_one_task = {"query_loss": torch.tensor([torch.inf])}
+    save_results([RowResult("", {}, "", of_one_task, 0.1)], {"tasks_of": {"rate": [0.1, float("nan")]}}, tmp_path)
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    found = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    assert found["rows"][0]["metrics"]["query_loss"] == {"mean": None, "ci95": None}
+    assert found["tasks_of"]["rate"] == [0.1, None]
