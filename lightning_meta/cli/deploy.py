@@ -41,12 +41,13 @@ def adapt(options: argparse.Namespace) -> None:
         raise MissingFileError(f"--ckpt_path {path}: there is no such file.")
     with readable(path):
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    module = _module_class(checkpoint, path).load_from_checkpoint(path, map_location="cpu")
-    if type(module).collect is not MetaModule.collect:
+    kind = _module_class(checkpoint, path)
+    if kind.collect is not MetaModule.collect:
         raise ConfigurationError(
-            f"{path} is of {type(module).__name__}, which adapts by acting, not to images. In Python: "
-            f"{type(module).__name__}.load_from_checkpoint({str(path)!r}).adapt_to(environment)."
+            f"{path} is of {kind.__name__}, which adapts by acting, not to images. In Python: "
+            f"{kind.__name__}.load_from_checkpoint({str(path)!r}).adapt_to(environment)."
         )
+    module = kind.load_from_checkpoint(path, map_location="cpu")
     about = _about_images(options, checkpoint)
     files = list_folders(Path(options.support))
     inputs = _read([Path(path) for path in files.paths], about)
