@@ -13,8 +13,8 @@ from lightning_meta import modules
 PACKAGE = Path(lightning_meta.__file__).parent
 LEVELS = [
     {"__about__", "errors"},
-    {"task", "randomness", "hyperparameters", "files"},
-    {"functional", "models", "datasets", "metrics", "export"},
+    {"task", "randomness", "hyperparameters", "files", "models"},
+    {"functional", "datasets", "metrics", "export"},
     {"inner"},
     {"algorithms"},
     {"modules", "datamodules", "callbacks"},

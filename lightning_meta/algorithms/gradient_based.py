@@ -11,6 +11,7 @@ from lightning_meta.algorithms.base import Adapted, Algorithm, Fitted, MetaGradi
 from lightning_meta.algorithms.evaluation import curve, details, evaluate, predicted
 from lightning_meta.algorithms.start import Start
 from lightning_meta.errors import ConfigurationError
+from lightning_meta.functional.fixed_body import FixedBody, has_fixed_body
 from lightning_meta.functional.inner_loop import BatchUpdate, InnerObjective, Order, adapt, check_steps
 from lightning_meta.functional.multi_step import multi_step_weights
 from lightning_meta.functional.network import Params, dict_key, select_parameters
@@ -100,7 +101,9 @@ class GradientBased(Algorithm):
             )
         size, draw = (self.inner_batch_size, problem.outer_step) if training else (self.val_inner_batch_size, 0)
         initial, buffers, state = self.initial(problem, trainable=order > 0)
-        objective = InnerObjective(problem, initial, order == 2, self.proximal, size, draw)
+        has_features = has_fixed_body(problem) and not self.recompute  # which keeps parameters only
+        body = FixedBody(problem, differentiable=order == 2) if has_features else None
+        objective = InnerObjective(problem, initial, order == 2, self.proximal, size, draw, fixed_body=body)
         params, buffers, state, losses = adapt(
             objective, initial, buffers, state, BatchUpdate(self.inner_optimizer, problem.learner.over_tasks), steps,
             order=order, scale=problem.scale, recompute=self.recompute, on_step=on_step,

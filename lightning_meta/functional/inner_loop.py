@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError, NetworkError
 from lightning_meta.functional.conjugate_gradient import inner
+from lightning_meta.functional.fixed_body import FixedBody
 from lightning_meta.functional.mini_batches import mini_batch
 from lightning_meta.functional.network import Params, take_written
 from lightning_meta.functional.problem import Problem
@@ -151,6 +152,7 @@ class InnerObjective:
         batch_size: How many support examples count in a step; all if `None`: see `mini_batch`.
         draw: Which mini-batches are drawn.
         given: The support examples, if the problem is not to be asked for them.
+        fixed_body: Computes the losses, where inner steps change the network's head only.
         support: The support examples of the last step, all of them.
     """
 
@@ -161,6 +163,7 @@ class InnerObjective:
     batch_size: int | None = None
     draw: int = 0
     given: Examples | None = None
+    fixed_body: FixedBody | None = None
     support: Examples | None = None
 
     def __call__(self, params: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
@@ -168,7 +171,8 @@ class InnerObjective:
         batch = self.support = self.given or self.problem.support(params, step)
         if self.batch_size is not None:
             batch = mini_batch(batch, step, self.batch_size, self.draw)
-        losses, buffers = self.problem.support_losses(params, buffers, batch, step, twice=self.twice)
+        run = self.fixed_body or self.problem
+        losses, buffers = run.support_losses(params, buffers, batch, step, twice=self.twice)
         if self.proximal:
             ways = {name: param - self.initial[name] for name, param in params.items()}
             losses = losses + self.proximal / 2 * inner(ways, ways)

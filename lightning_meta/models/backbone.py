@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError, MissingFileError, first_line
+from lightning_meta.models.body_and_head import BodyAndHead
 from lightning_meta.models.normalize import Normalize, first_layers
 from lightning_meta.models.resnet12 import check_sizes
 
@@ -16,7 +17,7 @@ _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _FILES = (".pt", ".pth", ".bin", ".safetensors")
 
 
-class Backbone(nn.Module):
+class Backbone(BodyAndHead):
     """A pretrained network with a new head: frozen below, meta-learned in its last layers.
 
     Batch normalization of the frozen layers uses what it tracked in pretraining, and nothing is dropped there, whatever
@@ -60,7 +61,6 @@ class Backbone(nn.Module):
         features: int | None = None,
         normalize: Normalize | None = None,
     ) -> None:
-        super().__init__()
         check_sizes("Backbone", n_way=n_way)
         if isinstance(network, str):
             network, features, own_normalize = _by_name(network, weights)
@@ -77,9 +77,8 @@ class Backbone(nn.Module):
                 _load(network, Path(weights), ())
         else:
             raise ArgumentTypeError(f"network must be the name of a model or an nn.Module, got {network!r}.")
+        super().__init__(nn.Sequential(*first_layers(normalize), network, nn.Flatten()), nn.Linear(features, n_way))
         self.layers = list(dict(_layers(network)))
-        self.body = nn.Sequential(*first_layers(normalize), network, nn.Flatten())
-        self.head = nn.Linear(features, n_way)
         self._freeze(network, train_layers)
         self.train()
 
@@ -96,11 +95,6 @@ class Backbone(nn.Module):
         for name in self.layers[len(self.layers) - train_layers :]:
             for part in layers[name]:
                 part.requires_grad_(True)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits `(examples, n_way)` of images `(examples, C, H, W)`."""
-        logits: Tensor = self.head(self.body(inputs))
-        return logits
 
     def train(self, mode: bool = True) -> "Backbone":
         """Set the mode of what is trained; what is frozen stays in evaluation mode."""

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_meta.errors import ConfigurationError
+from lightning_meta.models.body_and_head import BodyAndHead
 from lightning_meta.models.normalize import Normalize, first_layers
 
 Norm = Literal["batch", "instance", "group", "layer", "none"]
@@ -20,7 +21,7 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-class Conv4(nn.Module):
+class Conv4(BodyAndHead):
     """Four blocks of 3x3 convolution, normalization and ReLU, and a linear head.
 
     With `downsample="stride"` the convolutions have stride 2 and the head sees the mean over positions: MAML's network
@@ -60,7 +61,6 @@ class Conv4(nn.Module):
         image_size: int = 28,
         normalize: Normalize | None = None,
     ) -> None:
-        super().__init__()
         counts = {"n_way": n_way, "hidden": hidden, "in_channels": in_channels, "image_size": image_size}
         for name, value in counts.items():
             if type(value) is not int or value < 1:
@@ -85,10 +85,5 @@ class Conv4(nn.Module):
             ]
             blocks.append(nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else [])))
         summary = nn.Identity() if pool else nn.AdaptiveAvgPool2d(1)
-        self.body = nn.Sequential(*first_layers(normalize), *blocks, summary, nn.Flatten())
-        self.head = nn.Linear(hidden * (image_size // 16) ** 2 if pool else hidden, n_way)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits `(examples, n_way)` of images `(examples, in_channels, H, W)`."""
-        logits: Tensor = self.head(self.body(inputs))
-        return logits
+        body = nn.Sequential(*first_layers(normalize), *blocks, summary, nn.Flatten())
+        super().__init__(body, nn.Linear(hidden * (image_size // 16) ** 2 if pool else hidden, n_way))

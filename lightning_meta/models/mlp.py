@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_meta.errors import ConfigurationError
+from lightning_meta.models.body_and_head import BodyAndHead
 
 
-class MLP(nn.Module):
+class MLP(BodyAndHead):
     """Linear layers with ReLU between them.
 
     The default is the network of the sinusoid regression in Finn et al. 2017, arXiv:1703.03400. Their fully connected
@@ -41,7 +42,6 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (40, 40),
         norm: Literal["batch", "none"] = "none",
     ) -> None:
-        super().__init__()
         sizes = [in_features, out_features, *(hidden or [0])]
         if any(type(size) is not int or size < 1 for size in sizes):
             raise ConfigurationError(
@@ -56,10 +56,4 @@ class MLP(nn.Module):
             if norm == "batch":
                 layers.append(nn.BatchNorm1d(after, track_running_stats=False))
             layers.append(nn.ReLU())
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(hidden[-1], out_features)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs `(examples, out_features)` of inputs `(examples, ...)`."""
-        outputs: Tensor = self.head(self.body(inputs))
-        return outputs
+        super().__init__(nn.Sequential(*layers), nn.Linear(hidden[-1], out_features))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_meta.errors import ConfigurationError
+from lightning_meta.models.body_and_head import BodyAndHead
 from lightning_meta.models.normalize import Normalize, first_layers
 
 
@@ -99,12 +100,13 @@ def _norm(channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels, track_running_stats=False)
 
 
-class ResNet12(nn.Module):
+class ResNet12(BodyAndHead):
     """Four residual blocks of three convolutions, each halving the resolution, and a linear head on the mean.
 
     The widths are those of Lee et al. 2019, arXiv:1904.03758 (MetaOptNet), who drop 10 % in meta-training: single
     features after the first blocks, blocks of them (`DropBlock`) after the last two. Here nothing is dropped by
-    default: what is drawn differs between tasks run together and one after another, and each inner step draws anew.
+    default: what is drawn differs between tasks run together and one after another, and each inner step draws anew
+    (where the head alone adapts, all have the same).
     Give `drop_rate=0.1` for the algorithms that embed (ProtoNet, R2D2, MetaOptNet).
 
     Attributes:
@@ -136,7 +138,6 @@ class ResNet12(nn.Module):
         block_size: int = 5,
         normalize: Normalize | None = None,
     ) -> None:
-        super().__init__()
         check_drop_rate(drop_rate)
         check_sizes("ResNet12", n_way=n_way, in_channels=in_channels)
         check_sizes("ResNet12", **{f"widths[{i}]": width for i, width in enumerate([*widths] or [0])})
@@ -145,14 +146,9 @@ class ResNet12(nn.Module):
             last = i >= len(widths) - 2
             drop = DropBlock(drop_rate, block_size) if last else nn.Dropout(drop_rate)
             blocks.append(_Block(before, after, drop if drop_rate else nn.Identity()))
-        self.body = nn.Sequential(*first_layers(normalize), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(widths[-1], n_way)
+        body = nn.Sequential(*first_layers(normalize), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(body, nn.Linear(widths[-1], n_way))
         initialize(self.body, 0.1)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits `(examples, n_way)` of images `(examples, in_channels, H, W)`."""
-        logits: Tensor = self.head(self.body(inputs))
-        return logits
 
 
 def check_sizes(network: str, **sizes: int) -> None:

@@ -7,29 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.errors import ConfigurationError
+from lightning_meta.models.body_and_head import BodyAndHead
 
 
-class _Vectors(nn.Module):
+class _Vectors(BodyAndHead):
     """A body that starts as a multiple of the identity, and a head that starts at zero."""
 
-    body: nn.Module
-
     def __init__(self, n_way: int, in_features: int, body: Callable[[], nn.Module], scale: float) -> None:
-        super().__init__()
         for name, value in {"n_way": n_way, "in_features": in_features}.items():
             _check(type(self).__name__, name, value)
         if not scale > 0:
             raise ConfigurationError(f"{type(self).__name__} needs scale to be above 0, got {scale}.")
+        own = body()
+        head = nn.Linear(in_features, n_way)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        super().__init__(own, head)
         self.in_features = in_features
-        self.body = body()
-        self.head = nn.Linear(in_features, n_way)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits `(examples, n_way)` of vectors `(examples, in_features)`."""
-        logits: Tensor = self.head(self.body(inputs))
-        return logits
 
 
 class _Scaled(nn.Module):

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_meta.errors import ConfigurationError
+from lightning_meta.models.body_and_head import BodyAndHead
 from lightning_meta.models.normalize import Normalize, first_layers
 from lightning_meta.models.resnet12 import check_drop_rate, check_sizes, initialize
 
@@ -28,7 +29,7 @@ class _Block(nn.Module):
         return summed
 
 
-class WRN28_10(nn.Module):
+class WRN28_10(BodyAndHead):
     """The wide residual network of 28 layers, ten times as wide as a ResNet for CIFAR: 36.5 million parameters.
 
     Three groups of four blocks, of which the second and the third halve the resolution, and a linear head on the mean.
@@ -65,7 +66,6 @@ class WRN28_10(nn.Module):
         drop_rate: float = 0.0,
         normalize: Normalize | None = None,
     ) -> None:
-        super().__init__()
         check_sizes("WRN28_10", n_way=n_way, in_channels=in_channels, depth=depth, width=width)
         check_drop_rate(drop_rate)
         if depth < 10 or (depth - 4) % 6:
@@ -76,7 +76,7 @@ class WRN28_10(nn.Module):
                 stride = 2 if group and not place else 1
                 blocks.append(_Block(before, channels, stride, drop_rate))
                 before = channels
-        self.body = nn.Sequential(
+        body = nn.Sequential(
             *first_layers(normalize),
             nn.Conv2d(in_channels, 16, 3, padding=1, bias=False),
             *blocks,
@@ -85,10 +85,5 @@ class WRN28_10(nn.Module):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        self.head = nn.Linear(before, n_way)
+        super().__init__(body, nn.Linear(before, n_way))
         initialize(self.body, 0.0)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits `(examples, n_way)` of images `(examples, in_channels, H, W)`."""
-        logits: Tensor = self.head(self.body(inputs))
-        return logits

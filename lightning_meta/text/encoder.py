@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError
+from lightning_meta.models.body_and_head import BodyAndHead
 from lightning_meta.text.embeddings import Pooling, pooled
 from lightning_meta.text.pretrained import DEFAULT_MODEL, load_encoder, model_folder
 
@@ -135,7 +136,7 @@ class TextEncoder(nn.Module):
         return f"pooling={self.pooling!r}, normalize={self.normalize}"
 
 
-class TextClassifier(nn.Module):
+class TextClassifier(BodyAndHead):
     """A pretrained encoder of texts as `body`, and a linear `head` that starts at zero.
 
     Attributes:
@@ -168,21 +169,16 @@ class TextClassifier(nn.Module):
         scale: float = 1.0,
         attention: Attention | None = None,
     ) -> None:
-        super().__init__()
         if type(n_way) is not int or n_way < 1:
             raise ConfigurationError(f"TextClassifier needs n_way to be a whole number of at least 1, got {n_way!r}.")
         if not scale > 0:
             raise ConfigurationError(f"TextClassifier needs scale to be above 0, got {scale}.")
         encoder = TextEncoder(model, trainable_layers, pooling, normalize, attention)
-        self.body = nn.Sequential(encoder, _Scale(scale)) if scale != 1 else encoder
-        self.head = nn.Linear(encoder.features, n_way)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Logits `(texts, n_way)` of a dict of `input_ids` and `attention_mask`, `(texts, tokens)` each."""
-        logits: Tensor = self.head(self.body(inputs))
-        return logits
+        body = nn.Sequential(encoder, _Scale(scale)) if scale != 1 else encoder
+        head = nn.Linear(encoder.features, n_way)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        super().__init__(body, head)
 
 
 class _Scale(nn.Module):
