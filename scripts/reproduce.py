@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import yaml
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_meta.cli.main import main
 
@@ -31,6 +32,7 @@ ROOTS = {
 }
 LINE = re.compile(r"^\| `(?P<name>[\w/]+)` \| (?P<mean>-?[\d.]+) ± (?P<ci95>[\d.]+) (?P<unit>%|mse|return|success) \|")
 TIMER = "--trainer.callbacks+={class_path: lightning.pytorch.callbacks.Timer, init_args: {interval: step}}"
+say = rank_zero_only(print)  # with several devices each process runs this script
 METRICS = {"%": "query_accuracy", "mse": "query_loss", "return": "query_return", "success": "query_success"}
 
 
@@ -71,7 +73,7 @@ def measure(row: str, unit: str, options: list[str], *, seed: int = 0, resume: b
         begun = resume and (folder / "checkpoints" / "last.ckpt").is_file()
         trainer = main(["fit", *config, *(["--ckpt_path", "last"] if begun else [])]).trainer
         timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
-        print(f"{row}, seed {seed}: trained in {timer.time_elapsed('train') / 60:.1f} minutes")
+        say(f"{row}, seed {seed}: trained in {timer.time_elapsed('train') / 60:.1f} minutes")
         tested = main(["test", *config, "--ckpt_path", "best"])
     metrics = tested.trainer.callback_metrics
     name, scale = METRICS[unit], 100 if unit in ("%", "success") else 1
@@ -110,12 +112,12 @@ def reproduce(arguments: list[str]) -> int:
     old = rows[row]
     results = [measure(row, old.unit, options, seed=seed, resume=own.resume) for seed in range(own.seeds)]
     if len(results) > 1:
-        print(f"{row}, {between(results)}")
+        say(f"{row}, {between(results)}")
     new = results[0]
     tolerance = (old.ci95**2 + new.ci95**2) ** 0.5
     agree = abs(old.mean - new.mean) <= tolerance
     verdict = "within" if agree else "NOT within"
-    print(f"{row}: measured {new}, recorded {old}: {verdict} the interval of the difference, ±{tolerance:.2g}")
+    say(f"{row}: measured {new}, recorded {old}: {verdict} the interval of the difference, ±{tolerance:.2g}")
     return 0 if agree else 1
 
 

@@ -207,9 +207,9 @@ def test_unbalanced_tasks_are_drawn_as_in_meta_dataset(way, shot, n_query):
 def test_the_numbers_of_meta_dataset_itself():
     data = of_sizes([25 + 17 * c % 600 for c in range(80)])
     tasks = ClassTasks(data, "train", (5, 50), (1, 100), 10, balanced=False, min_examples=20)
-    start = time.perf_counter()
+    start = time.process_time()
     task = tasks.tasks(range(16))
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     shots = [len(support) for number in range(16) for support, _ in examples(task, number)]
     assert min(shots) >= 1
     assert 40 < max(shots) <= 100
