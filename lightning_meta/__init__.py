@@ -17,7 +17,17 @@ from lightning_meta.datamodules import (
     class_split,
 )
 from lightning_meta.inner import LSLR, SGD, Adam, InnerOptimizer, LSTMOptimizer, MetaCurvature, MetaSGD
-from lightning_meta.models import MLP, WRN28_10, Adapter, Backbone, ContextMLP, Conv4, Projection, ResNet12
+from lightning_meta.models import (
+    MLP,
+    WRN28_10,
+    Adapter,
+    Backbone,
+    BodyAndHead,
+    ContextMLP,
+    Conv4,
+    Projection,
+    ResNet12,
+)
 from lightning_meta.models.normalize import Normalize
 from lightning_meta.modules import (
     CAVIAModule,
@@ -43,6 +53,7 @@ __all__ = [
     "Adam",
     "Adapter",
     "Backbone",
+    "BodyAndHead",
     "CAVIAModule",
     "CIFARFSDataModule",
     "ContextMLP",

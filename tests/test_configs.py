@@ -117,6 +117,8 @@ def test_configuration(name, tmp_path, request):
         "--config", str(ROOT / name), "--trainer.default_root_dir", str(tmp_path), *QUIET,
         "--data.val_tasks", "2", "--data.test_tasks", "2", "--data.meta_batch_size", "2", "--data.steps_per_epoch", "2",
     ]  # fmt: skip
+    if "10min" in name:  # a second process would run the tests again
+        arguments += ["--trainer.devices", "1", "--trainer.strategy", "auto"]
     if "omniglot" in name:
         arguments += ["--data.root", str(request.getfixturevalue("omniglot_root"))]
     if "cifar_fs" in name:

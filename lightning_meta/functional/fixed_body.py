@@ -1,6 +1,7 @@
 """A body that no inner step changes: its features of the support set are computed once for all of them."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ def has_fixed_body(problem: Problem) -> bool:
     network, names = problem.learner.network, problem.learner.names
     if not isinstance(network, BodyAndHead) or type(network).forward is not BodyAndHead.forward:
         return False
-    has_hooks = network._forward_hooks or network._forward_pre_hooks or "forward" in vars(network)
-    return not has_hooks and not problem.step_params and all(name.startswith("head.") for name in names)
+    if network._forward_hooks or network._forward_pre_hooks or "forward" in vars(network) or problem.step_params:
+        return False
+    shared = set(network.body.parameters()) & set(network.head.parameters())
+    return not shared and all(name.startswith("head.") for name in names)
 
 
 @dataclass
@@ -33,8 +36,8 @@ class FixedBody:
 
     problem: Problem
     differentiable: bool
-    _inputs: object = field(default=None, init=False)
-    _features: Tensor | None = field(default=None, init=False)
+    _inputs: Any = field(default=None, init=False)
+    _features: Any = field(default=None, init=False)
 
     def support_losses(
         self, params: Params, buffers: Params, examples: Examples, step: int, *, twice: bool = False

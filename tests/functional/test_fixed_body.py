@@ -100,6 +100,18 @@ def test_how_often_the_body_runs(change, calls):
     assert net.body[-1].calls == calls
 
 
+def test_a_body_that_shares_the_heads_weights():
+    """With the head first, its name is that of the shared weight."""
+    found = []
+    for kind in (BodyAndHead, Whole):
+        torch.manual_seed(0)
+        net = kind(nn.Flatten(), nn.Linear(64, 64)).double()
+        del net.body
+        net.body = nn.Sequential(nn.Flatten(), net.head, nn.Tanh())
+        found.append(gradients(MAMLModule(net, 0.5, **HEAD), image_tasks()))
+    assert relative_error(*found) < 1e-12
+
+
 def test_a_support_set_that_changes_is_seen_in_every_step():
     class Shifted(MAMLModule):
         def support_data(self, tasks, params, step):
