@@ -45,7 +45,7 @@ def draw(figure: Path, rows: list[str]) -> None:
     axes = drawing.subplots()
     for row in rows:
         found = curve(row)
-        axes.plot(found.minutes, found.accuracies, marker="o", markersize=2.5, label=row.split("/")[0])
+        axes.plot(found.minutes, found.accuracies, marker="o", markersize=2.5, label=row)
         print(f"{row}: {found.accuracies[-1]:.2f} % in validation after {found.minutes[-1]:.1f} minutes")
     axes.set(xlabel="minutes of training", ylabel="validation accuracy, %")
     axes.grid(alpha=0.3)
