@@ -101,8 +101,9 @@ class GradientBased(Algorithm):
             )
         size, draw = (self.inner_batch_size, problem.outer_step) if training else (self.val_inner_batch_size, 0)
         initial, buffers, state = self.initial(problem, trainable=order > 0)
-        has_features = has_fixed_body(problem) and not self.recompute  # which keeps parameters only
-        body = FixedBody(problem, differentiable=order == 2) if has_features else None
+        # What is recomputed has to do the same again, so it keeps no features.
+        is_once = has_fixed_body(problem) and not self.recompute
+        body = FixedBody(problem, differentiable=order == 2) if is_once else None
         objective = InnerObjective(problem, initial, order == 2, self.proximal, size, draw, fixed_body=body)
         params, buffers, state, losses = adapt(
             objective, initial, buffers, state, BatchUpdate(self.inner_optimizer, problem.learner.over_tasks), steps,

@@ -6,9 +6,24 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import LSLR, SGD, Conv4, MAMLModule, MetaLSTMModule, ProtoMAMLModule, ReptileModule
+from lightning_meta import (
+    LSLR,
+    MLP,
+    SGD,
+    WRN28_10,
+    Adapter,
+    Backbone,
+    BodyAndHead,
+    Conv4,
+    MAMLModule,
+    MetaLSTMModule,
+    Projection,
+    ProtoMAMLModule,
+    ReptileModule,
+    ResNet12,
+    TextClassifier,
+)
 from lightning_meta.inner import LSTMOptimizer
-from lightning_meta.models import BodyAndHead
 from tests.conftest import image_tasks, relative_error
 from tests.networks import network
 
@@ -45,9 +60,9 @@ class Counted(nn.Module):
         return x
 
 
-def pair(kind="batch"):
+def pair():
     """Two equal networks of float64, of which the first says that it is its head on its body."""
-    net = network(kind)
+    net = network("batch")
     return BodyAndHead(net.body, net.head), Whole(copy.deepcopy(net.body), copy.deepcopy(net.head))
 
 
@@ -124,4 +139,5 @@ def test_a_support_set_that_changes_is_seen_in_every_step():
 
 
 def test_the_networks_of_this_package_say_so():
-    assert type(Conv4(5)).forward is BodyAndHead.forward
+    for kind in (MLP, WRN28_10, Adapter, Backbone, Conv4, Projection, ResNet12, TextClassifier):
+        assert kind.forward is BodyAndHead.forward, kind
