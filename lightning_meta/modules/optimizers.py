@@ -154,7 +154,9 @@ def check_inner_rate(rate: float | None, algorithm: Algorithm) -> None:
 
 
 def parameter_groups(module: "MetaModule") -> list[Any]:
-    """The trainable parameters; those of the algorithm in a group with their own rate, if they have one.
+    """The trainable parameters; those that the algorithm learns in a group of their own.
+
+    That group has its own rate, if one is given, and no weight decay, which would draw learned rates and gates to 0.
 
     Raises:
         ConfigurationError: There are none.
@@ -165,12 +167,10 @@ def parameter_groups(module: "MetaModule") -> list[Any]:
             f"{type(module).__name__} has no parameter that requires grad, so there is nothing to train. What learns "
             "nothing can be tested: trainer.test(module, data), or the command test."
         )
-    rate = module.inner_optimizer_lr
-    if rate is None:
-        return trainable
     learned = set(module.algorithm.parameters())
+    rate = {} if module.inner_optimizer_lr is None else {"lr": module.inner_optimizer_lr}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if p not in learned]},
-        {"params": [p for p in trainable if p in learned], "lr": rate},
+        {"params": [p for p in trainable if p in learned], "weight_decay": 0.0, **rate},
     ]
     return [group for group in groups if group["params"]]

@@ -82,9 +82,29 @@ def test_the_outer_rate_of_what_the_inner_optimizer_learns():
     groups = module.configure_optimizers().param_groups
     assert [(len(group["params"]), group["lr"]) for group in groups] == [(4, 0.001), (4, 0.5)]
     assert {id(p) for p in groups[1]["params"]} == {id(p) for p in module.inner_optimizer.parameters()}
-    assert len(MAMLModule(net(), inner_optimizer=LSLR(0.1)).configure_optimizers().param_groups) == 1
+    groups = MAMLModule(net(), inner_optimizer=LSLR(0.1)).configure_optimizers().param_groups
+    assert [(len(group["params"]), group["lr"]) for group in groups] == [(4, 0.001), (4, 0.001)]
     with pytest.raises(ValueError, match=r"inner_optimizer_lr=0.5 .* SGD\(lr=0.01\) learns; if that is nothing"):
         MAMLModule(net(), inner_optimizer_lr=0.5)
+
+
+@pytest.mark.parametrize("rate", [None, 0.01])
+def test_weight_decay_leaves_learned_rates_alone(rate):
+    """Where no gradient says otherwise, weights shrink by 1 - lr x decay, and learned rates stay what they are."""
+    module = MAMLModule(
+        net(),
+        inner_optimizer=MetaSGD(0.1),
+        inner_optimizer_lr=rate,
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5),
+    )
+    optimizer = module.configure_optimizers()
+    weight = module.network[0].weight.detach().clone()
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(module.network[0].weight, 0.95 * weight)
+    rates = torch.cat([rate.flatten() for rate in module.inner_optimizer.rates.values()])
+    torch.testing.assert_close(rates, torch.full_like(rates, 0.1), rtol=0, atol=0)
 
 
 def test_learned_rates_are_not_lost_to_another_module():

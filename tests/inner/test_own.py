@@ -40,7 +40,7 @@ def test_an_inner_optimizer_of_ones_own_is_meta_learned_in_every_way():
         module.meta_loss(vector_tasks()).backward()
         gradients[way] = [p.grad.clone() for p in module.parameters()]
         assert module.inner_optimizer.rate.grad.abs() > 0
-        assert any(p is module.inner_optimizer.rate for p in module.configure_optimizers().param_groups[0]["params"])
+        assert any(p is module.inner_optimizer.rate for p in module.configure_optimizers().param_groups[1]["params"])
     assert relative_error(gradients["vmap"], gradients["loop"]) < 1e-12
     assert relative_error(gradients[3], gradients["loop"]) < 1e-12
 
