@@ -10,6 +10,7 @@ from torch import nn
 from lightning_meta import MAMLModule
 from lightning_meta.functional.kernels import mode, task_kernels
 from lightning_meta.functional.kernels.normalization import BatchNormalization
+from lightning_meta.functional.kernels.pooling import halved
 from lightning_meta.functional.task_map import TaskMap
 from tests.conftest import image_tasks, relative_error
 from tests.functional.test_meta_gradient import LR, meta_gradient, unrolled
@@ -143,6 +144,7 @@ def test_running_statistics_are_written_as_torch_writes_them():
         (lambda x: F.conv2d(x, torch.ones(2, 3, 3, 3), padding="same"), torch.randn(2, 3, 5, 5)),
         (lambda x: F.conv2d(x, torch.ones(2, 3, 3, 3)), torch.randn(3, 5, 5)),
         (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], torch.randn(2, 3, 4, 4)),
+        (lambda x: F.max_pool2d(x, 2, ceil_mode=True), torch.randn(2, 3, 5, 4)),
         (lambda x: F.linear(x, torch.ones(2, 3)), torch.randn(3)),
         (lambda x: F.batch_norm(x, torch.zeros(3), torch.ones(3)), torch.randn(2, 3)),
         (lambda x: F.batch_norm(x, None, None, training=True), torch.randn(4, 3)),
@@ -153,6 +155,20 @@ def test_what_kernels_are_not_made_for_is_left_to_torch(call, inputs):
     with task_kernels(vectorized=True):
         found = call(inputs)
     assert torch.equal(found, call(inputs))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 3, 7, 10), (4, 2, 3), (1, 1, 84, 83)])
+def test_pooling_in_halves_is_that_of_torch_with_ties_too(shape):
+    """Among equal values the first one counts, row by row; what is no number is the largest."""
+    x = random(*shape, seed=0).mul(2).round()  # a handful of values, so that most windows have ties
+    y, places = torch.ops.aten.max_pool2d_with_indices(x, [2, 2])
+    found, found_places = halved(x, with_places=True)
+    assert torch.equal(found, y)
+    assert torch.equal(found_places, places)
+    x[..., 1, 1] = math.nan
+    y = F.max_pool2d(x, 2)
+    assert y.isnan().any()
+    assert torch.equal(halved(x, with_places=False)[0].nan_to_num(99), y.nan_to_num(99))
 
 
 def as_autocast_asks(x, w, b):

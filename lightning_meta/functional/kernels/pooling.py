@@ -22,13 +22,41 @@ class Window(NamedTuple):
     ceil_mode: bool
 
 
+HALVING = Window((2, 2), (2, 2), (0, 0), (1, 1), False)
+
+
+def halved(x: Tensor, *, with_places: bool) -> tuple[Tensor, Tensor | None]:
+    """The largest value in each 2x2 window of `(..., H, W)`, and its place in H x W: the first, row by row.
+
+    As `max_pool2d_with_indices`, which compares value by value where channels are not last: a dozen times as slow
+    without the places, and 1.6 times with them.
+    """
+    height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+    upper, lower = x[..., 0:height:2, :width], x[..., 1:height:2, :width]
+    of_columns = torch.maximum(upper, lower)
+    left, right = of_columns[..., 0::2], of_columns[..., 1::2]
+    y = torch.maximum(left, right)
+    if not with_places:
+        return y, None
+    below = lower > upper
+    below_left, below_right = below[..., 0::2], below[..., 1::2]
+    on_right = (right > left) | ((right == left) & below_left & ~below_right)
+    rows = torch.where(on_right, below_right, below_left).to(torch.int64)
+    corners = torch.arange(0, height, 2).unsqueeze(1) * x.shape[-1] + torch.arange(0, width, 2)
+    return y, rows.mul_(x.shape[-1]).add_(on_right).add_(corners)
+
+
 class MaxPooling(Function):
     """The largest value in each window, of inputs `(examples, B, channels, H, W)`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
         """The largest values."""
-        y, places = aten.max_pool2d_with_indices(merged(x, as_groups=True), *window)
+        together = merged(x, as_groups=True)
+        if x.shape[1] > 1 and window == HALVING and min(x.shape[-2:]) > 1:
+            y, places = halved(together, with_places=ctx.needs_input_grad[0])
+        else:
+            y, places = aten.max_pool2d_with_indices(together, *window)
         ctx.save_for_backward(x, places)
         ctx.window = window
         return apart(y, 1, x.shape[1:3])
