@@ -20,17 +20,20 @@ from lightning_meta.functional.problem import Problem
 class Implicit:
     r"""The gradient of the inner problem's solution, whatever led there.
 
-    With the inner loop's proximal strength λ,
+    With the inner loop's proximal strength λ and a damping δ,
 
-    .. math:: \left(I + \tfrac{1}{\lambda} \nabla^2 L^{support}_b(\phi_b)\right) g_b = \nabla L^{query}_b(\phi_b).
+    .. math::
+        \left(I + \tfrac{1}{\lambda + \delta} \nabla^2 L^{support}_b(\phi_b)\right) g_b = \nabla L^{query}_b(\phi_b).
 
     Paper: Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630.
 
     Attributes:
         cg_steps: Iterations of conjugate gradient, each of the cost of a second derivative.
+        damping: δ: the gradient is that of a proximal term of the strength λ + δ.
     """
 
     cg_steps: int = 5
+    damping: float = 0.0
     objective: ClassVar[str] = "query_loss"
 
     def compile_key(self, outer_step: int) -> Hashable | None:
@@ -40,7 +43,7 @@ class Implicit:
     def __call__(self, algorithm: GradientBased, problem: Problem) -> Outcome:
         """Adapt, and solve for the meta-gradient at the adapted parameters."""
         outcome, adapted = algorithm.learned(problem, order=0)
-        params, strength = adapted.params, algorithm.proximal
+        params, strength = adapted.params, algorithm.proximal + self.damping
         right = _gradient(problem, outcome.losses, params)
         support, _ = problem.support_losses(params, adapted.buffers, adapted.support, adapted.steps, twice=True)
         support_gradient = _gradient(problem, support, params, create_graph=True)

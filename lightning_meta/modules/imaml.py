@@ -27,11 +27,12 @@ class IMAMLModule(MetaModule):
     and the meta-gradient follows from φ_b alone, solved for by conjugate gradient:
 
     .. math::
-        \left(I + \tfrac{1}{\lambda} \nabla^2 L^{support}_b(\phi_b)\right) g_b = \nabla L^{query}_b(\phi_b), \qquad
-        \nabla_\theta = \frac{1}{B} \sum_b g_b
+        \left(I + \tfrac{1}{\lambda + \delta} \nabla^2 L^{support}_b(\phi_b)\right) g_b
+        = \nabla L^{query}_b(\phi_b), \qquad \nabla_\theta = \frac{1}{B} \sum_b g_b
 
     Memory does not grow with the inner steps. The inner loop has to come near the solution for the gradient to be
-    right. Parameters that `adapt_only` leaves out have their implicit gradient, too.
+    right, and the matrix has to be positive definite, for which a network may need a damping δ. Parameters that
+    `adapt_only` leaves out have their implicit gradient, too.
 
     Paper: Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630.
 
@@ -42,6 +43,7 @@ class IMAMLModule(MetaModule):
         val_inner_steps: Inner steps in evaluation, with the proximal term, too; `inner_steps` if `None`.
         regularization: The strength λ of the proximal term, positive.
         cg_steps: Iterations of conjugate gradient, each of the cost of a second derivative.
+        damping: The damping δ of the gradient, not of the inner loop: 0 as in the paper; its authors' program has 10.
 
     Raises:
         ConfigurationError: An argument does not make sense, or the inner optimizer has meta-parameters of its own: the
@@ -70,6 +72,7 @@ class IMAMLModule(MetaModule):
         adapt_only: str | list[str] | None = None,
         transductive: bool = True,
         *,
+        damping: float = 0.0,
         loss: Loss | None = None,
         inner_loss: Loss | None = None,
         metrics: Metrics | None = None,
@@ -89,9 +92,11 @@ class IMAMLModule(MetaModule):
             )
         if cg_steps < 1:
             raise ConfigurationError(f"cg_steps must be at least 1, got {cg_steps}.")
+        if not damping >= 0:
+            raise ConfigurationError(f"damping must be 0 or more, got {damping}.")
         algorithm = GradientBased(
             SGD() if inner_optimizer is None else inner_optimizer,
-            Implicit(cg_steps),
+            Implicit(cg_steps, damping),
             inner_steps=inner_steps,
             val_inner_steps=val_inner_steps,
             adapt_only=adapt_only,

@@ -50,6 +50,26 @@ def test_the_closed_form_on_a_quadratic(way):
     assert value.item() == pytest.approx(((errors @ curvature) * errors).sum(1).mean().item() / 2, rel=1e-6)
 
 
+@pytest.mark.parametrize("adapt_only", [None, "2"])
+def test_the_gradient_of_a_damped_system(adapt_only):
+    """At the same adapted parameters that of a stronger term, and with a strong damping that of first order."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    tasks = vector_tasks(tasks=2)
+
+    def gradients(meta_gradient, proximal):
+        algorithm = GradientBased(SGD(0.0), meta_gradient, inner_steps=1, proximal=proximal, adapt_only=adapt_only)
+        net.zero_grad()
+        MetaModule(net, algorithm).meta_loss(tasks).backward()
+        return [p.grad.clone() for p in net.parameters()]
+
+    exact = gradients(Implicit(30), 2.5)
+    assert relative_error(gradients(Implicit(30, damping=2.0), 0.5), exact) < 1e-9
+    first_order = gradients(Unrolled(first_order=True), 2.5)
+    assert relative_error(gradients(Implicit(30, damping=1e8), 0.5), first_order) < 1e-6
+    assert relative_error(exact, first_order) > 1e-3
+
+
 def test_the_gradient_is_that_of_a_long_unrolled_inner_loop():
     """On a smooth network, also for the body that all tasks share while only the head is adapted."""
     torch.manual_seed(0)
@@ -111,6 +131,8 @@ def test_what_it_cannot_do_is_refused():
         IMAMLModule(nn.Linear(2, 2), regularization=0.0)
     with pytest.raises(ValueError, match="cg_steps"):
         IMAMLModule(nn.Linear(2, 2), cg_steps=0)
+    with pytest.raises(ValueError, match="damping must be 0 or more"):
+        IMAMLModule(nn.Linear(2, 2), damping=-1.0)
 
 
 def test_conjugate_gradient_stops_where_a_matrix_is_not_positive():
