@@ -27,12 +27,14 @@ class Curve(NamedTuple):
 
 
 def curve(row: str) -> Curve:
-    """The curve of a training, from its logs; where it went on from a checkpoint, from those of all its parts."""
+    """The curve of a folder's last training, from the logs of all its parts where it went on from a checkpoint."""
     folder = runs_folder() / row
     measured: dict[int, float] = {}
     for path in sorted(folder.glob("logs/fit/metrics*.csv"), key=lambda path: path.stat().st_mtime):
         with path.open(newline="") as file:
-            measured |= {int(line["step"]) + 1: float(line[METRIC]) for line in csv.DictReader(file) if line[METRIC]}
+            lines = list(csv.DictReader(file))
+        kept = {} if lines and lines[0]["epoch"] == "0" else measured  # none, where the training began anew
+        measured = kept | {int(line["step"]) + 1: float(line[METRIC]) for line in lines if line.get(METRIC)}
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
     minutes = checkpoint["callbacks"]["Timer"]["time_elapsed"]["train"] / 60 / checkpoint["global_step"]
     steps = sorted(measured)

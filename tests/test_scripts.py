@@ -147,3 +147,6 @@ def test_learning_curves_are_drawn_over_minutes(tmp_path, monkeypatch, capsys):
     curves.draw(figure, [row])
     assert re.search(rf"{row}: \S+ % in validation after \S+ minutes", capsys.readouterr().out)
     assert figure.stat().st_size > 10_000
+
+    reproduce.measure(row, "%", [*quick, "--trainer.max_epochs", "1", "--data.steps_per_epoch", "3"])
+    assert len(curves.curve(row).minutes) == 1  # of a training that began anew in the same folder
