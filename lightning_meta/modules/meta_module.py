@@ -41,7 +41,7 @@ class MetaModule(pl.LightningModule):
         loss: Maps predictions and targets of one task to a scalar; cross-entropy if `None`.
         inner_loss: The loss of the inner loop, if that is another one.
         metrics: Of torchmetrics, measured in validation and test over all query examples: see `evaluation.results`.
-        optimizer: Makes the outer optimizer from the trainable parameters. Weight decay is of the network's only.
+        optimizer: Makes the outer optimizer from the trainable parameters. Its weight decay is for the network's.
         lr_scheduler: Makes its scheduler, stepped once an outer step (`ReduceLROnPlateau`: after each validation).
         inner_optimizer_lr: The outer learning rate of what the algorithm learns besides the network, such as rates.
         gradient_clip_val: Largest norm of the meta-gradient.
