@@ -2,9 +2,12 @@
 
     python scripts/meta_lstm_rule.py configs/meta_lstm/omniglot_5way_1shot.yaml RUN FIGURE.png --data.root DATA
 
-RUN is the folder of the training, FIGURE.png is written; options after these three go to the command line as they are.
+RUN is the folder of the training, FIGURE.png is written. With `--label_noise 0.2` a fifth of the support examples, on
+average, is labelled as one of the other classes. Further options go to the command line as they are: with
+`--model.val_inner_steps 1` both rules take one step, with `--data.test_k_shot 1` they see one example of each class.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -20,14 +23,24 @@ from lightning_meta.metrics import mean_and_ci95
 from lightning_meta.modules.evaluation import with_gradients
 from lightning_meta.task import Task, map_tensors
 
-RATES = (0.1, 0.2, 0.3, 0.4, 0.8)
+RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.8)
 
 
-def measured(cli: MetaCLI) -> tuple[Tensor, Tensor]:
-    """The accuracy, in percent, and the loss on each test task."""
-    found = []
+def mislabelled(tasks: Task, share: float, generator: torch.Generator) -> Task:
+    """The tasks with this share of the support labels changed to another class."""
+    labels = tasks.support.targets
+    n_way = int(labels.max()) + 1
+    others = torch.randint(1, n_way, labels.shape, generator=generator)
+    wrong = torch.rand(labels.shape, generator=generator) < share
+    targets = torch.where(wrong, (labels + others) % n_way, labels)
+    return tasks._replace(support=tasks.support._replace(targets=targets))
+
+
+def measured(cli: MetaCLI, label_noise: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The accuracy, in percent, and the loss on each test task; labels are wrong in the same places at every call."""
+    found, generator = [], torch.Generator().manual_seed(0)
     for tasks in cli.datamodule.test_dataloader():
-        with with_gradients(tasks) as batch:
+        with with_gradients(mislabelled(tasks, label_noise, generator)) as batch:
             outcome = joined(list(cli.model.task_map(cli.model.algorithm.evaluate, cli.model.problem(batch))))
         found.append((100 * outcome.metrics["query_accuracy"], outcome.losses))
     accuracies, losses = zip(*found, strict=True)
@@ -82,17 +95,20 @@ def draw(module: MetaLSTMModule, found: dict[str, Tensor], path: Path) -> None:
 
 def compare(config: str, run: Path, figure: Path, arguments: list[str]) -> None:
     """Print the comparison, and write the figure."""
+    parser = argparse.ArgumentParser(prog="meta_lstm_rule", allow_abbrev=False)
+    parser.add_argument("--label_noise", type=float, default=0.0)
+    own, arguments = parser.parse_known_args(arguments)
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(run)]
     cli = main(["test", "--config", config, "--ckpt_path", "best", *quiet, *arguments])
     module = cli.model.eval()
     assert isinstance(module, MetaLSTMModule)
     assert isinstance(module.inner_optimizer, LSTMOptimizer)
     draw(module, gates(module, next(iter(cli.datamodule.test_dataloader()))), figure)
-    accuracy, loss = measured(cli)
+    accuracy, loss = measured(cli, own.label_noise)
     print(f"learned rule: accuracy {interval(accuracy)} %, loss {interval(loss)}, on {len(loss)} tasks")
     for rate in RATES:
         module.algorithm.inner_optimizer = SGD(rate)
-        plain_accuracy, plain_loss = measured(cli)
+        plain_accuracy, plain_loss = measured(cli, own.label_noise)
         gains = f"{interval(accuracy - plain_accuracy)} %, {interval(loss - plain_loss)}"
         print(
             f"gradient descent at {rate}: accuracy {interval(plain_accuracy)} %, loss {interval(plain_loss)}; "

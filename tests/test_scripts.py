@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lightning_meta.cli.main import main
+from lightning_meta.task import Examples, Task
 from tests.cli.test_main import QUIET
 
 ROOT = Path(__file__).parents[1]
@@ -103,8 +104,18 @@ def test_the_learned_rule_is_compared_and_drawn(tmp_path, capsys):
     figure = tmp_path / "gates.png"
     script("meta_lstm_rule").compare(config, tmp_path, figure, [*SMALL[:-2], "--trainer.accelerator", "cpu"])
     printed = capsys.readouterr().out
-    assert len(re.findall(r"^gradient descent at .* minus this, task by task", printed, re.MULTILINE)) == 5
+    assert len(re.findall(r"^gradient descent at .* minus this, task by task", printed, re.MULTILINE)) == 7
     assert figure.stat().st_size > 10_000
+
+
+def test_support_labels_are_changed_to_other_classes():
+    labels = torch.arange(5).repeat(40, 20)
+    tasks = Task(Examples(torch.zeros(40, 100, 1), labels), Examples(torch.zeros(40, 5, 1), torch.arange(5)))
+    for share in (0.0, 0.2, 1.0):
+        noisy = script("meta_lstm_rule").mislabelled(tasks, share, torch.Generator().manual_seed(0))
+        assert (noisy.support.targets != labels).float().mean() == pytest.approx(share, abs=0.02)
+        assert noisy.support.targets.unique().tolist() == [0, 1, 2, 3, 4]
+        assert noisy.query is tasks.query
 
 
 def test_how_trainings_adapt_is_drawn(tmp_path, monkeypatch, capsys):
