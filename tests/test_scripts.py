@@ -102,8 +102,12 @@ def test_the_learned_rule_is_compared_and_drawn(tmp_path, capsys):
     config = str(ROOT / "configs" / "meta_lstm" / "glyphs_5way_1shot.yaml")
     main(["fit", "--config", config, "--trainer.default_root_dir", str(tmp_path), *SMALL, *QUIET])
     figure = tmp_path / "gates.png"
-    script("meta_lstm_rule").compare(config, tmp_path, figure, [*SMALL[:-2], "--trainer.accelerator", "cpu"])
+    arguments = [*SMALL[:-2], "--trainer.accelerator", "cpu", "--label_noise", "1.0"]
+    script("meta_lstm_rule").compare(config, tmp_path, figure, arguments)
     printed = capsys.readouterr().out
+    accuracies = [float(found) for found in re.findall(r"accuracy ([\d.]+) ±", printed)]
+    learned, *plain = accuracies
+    assert max(learned, *plain[2:]) < 20  # all labels are wrong: below chance, where the rate is not tiny
     assert len(re.findall(r"^gradient descent at .* minus this, task by task", printed, re.MULTILINE)) == 7
     assert figure.stat().st_size > 10_000
 
