@@ -2,7 +2,8 @@
 
     ./scripts/reproduce ROW [--resume] [--seeds N] [options of the command line, such as --data.root DATA]
 
-ROW is the name in the first column, which is that of its configuration. The run is kept in runs/reproduce/ROW. With
+ROW is the name in the first column, which is that of its configuration. Several rows may be tests of one training: then
+options of the test follow the name there, and all of them are tested. The run is kept in runs/reproduce/ROW. With
 --resume a training that did not come to its end goes on from its last checkpoint, exactly. With --seeds N it is trained
 N times, from the seeds 0, 1 and so on (other initial parameters, the same tasks), and the spread between them is shown.
 How long it was trained, validation included, is told and kept in its last checkpoint.
@@ -30,7 +31,10 @@ ROOTS = {
     "banking77": "banking77.jsonl.gz",
     "clinc150": "clinc150.jsonl.gz",
 }
-LINE = re.compile(r"^\| `(?P<name>[\w/]+)` \| (?P<mean>-?[\d.]+) ± (?P<ci95>[\d.]+) (?P<unit>%|mse|return|success) \|")
+LINE = re.compile(
+    r"^\| `(?P<row>[\w/]+(?: --data\.test_\w+ \d+)*)` \|"
+    r" (?P<mean>-?[\d.]+) ± (?P<ci95>[\d.]+) (?P<unit>%|mse|return|success) \|"
+)
 TIMER = "--trainer.callbacks+={class_path: lightning.pytorch.callbacks.Timer, init_args: {interval: step}}"
 say = rank_zero_only(print)  # with several devices each process runs this script
 METRICS = {"%": "query_accuracy", "mse": "query_loss", "return": "query_return", "success": "query_success"}
@@ -55,29 +59,32 @@ def runs_folder() -> Path:
 
 
 def recorded(document: str) -> dict[str, Result]:
-    """The results in the tables, by row."""
+    """The results in the tables, by row: the name of a configuration, with options of the test if it has any."""
     found = filter(None, map(LINE.match, document.splitlines()))
-    return {m["name"]: Result(float(m["mean"]), float(m["ci95"]), m["unit"]) for m in found}
+    return {m["row"]: Result(float(m["mean"]), float(m["ci95"]), m["unit"]) for m in found}
 
 
-def measure(row: str, unit: str, options: list[str], *, seed: int = 0, resume: bool = False) -> Result:
-    """Train (unless the configuration says for no epoch) and test."""
-    path = ROOT / "configs" / f"{row}.yaml"
-    folder = runs_folder() / (f"{row}_seed{seed}" if seed else row)
+def measure(units: dict[str, str], options: list[str], *, seed: int = 0, resume: bool = False) -> dict[str, Result]:
+    """Train once (unless the configuration says for no epoch), and test what each row says; rows with their units."""
+    name = min(units, key=len).split()[0]
+    path = ROOT / "configs" / f"{name}.yaml"
+    folder = runs_folder() / (f"{name}_seed{seed}" if seed else name)
     config = ["--config", str(path), "--seed_everything", str(seed)]
-    config += ["--trainer.default_root_dir", str(folder), *options]
-    if yaml.safe_load(path.read_text())["trainer"]["max_epochs"] == 0:
-        tested = main(["test", *config])
-    else:
-        config.append(TIMER)
+    config += ["--trainer.default_root_dir", str(folder)]
+    checkpoint: list[str] = []
+    if yaml.safe_load(path.read_text())["trainer"]["max_epochs"] > 0:
         begun = resume and (folder / "checkpoints" / "last.ckpt").is_file()
-        trainer = main(["fit", *config, *(["--ckpt_path", "last"] if begun else [])]).trainer
+        trainer = main(["fit", *config, *options, TIMER, *(["--ckpt_path", "last"] if begun else [])]).trainer
         timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
-        say(f"{row}, seed {seed}: trained in {timer.time_elapsed('train') / 60:.1f} minutes")
-        tested = main(["test", *config, "--ckpt_path", "best"])
-    metrics = tested.trainer.callback_metrics
-    name, scale = METRICS[unit], 100 if unit in ("%", "success") else 1
-    return Result(scale * float(metrics[f"test/{name}"]), scale * float(metrics[f"test/{name}_ci95"]), unit)
+        say(f"{name}, seed {seed}: trained in {timer.time_elapsed('train') / 60:.1f} minutes")
+        checkpoint = ["--ckpt_path", "best"]
+    results = {}
+    for row in sorted(units, key=len, reverse=True):  # what the folder keeps is of the last one, as configured
+        metrics = main(["test", *config, *row.split()[1:], *options, *checkpoint]).trainer.callback_metrics
+        metric, scale = METRICS[units[row]], 100 if units[row] in ("%", "success") else 1
+        mean, ci95 = (scale * float(metrics[f"test/{metric}{end}"]) for end in ("", "_ci95"))
+        results[row] = Result(mean, ci95, units[row])
+    return results
 
 
 def between(results: list[Result]) -> str:
@@ -88,10 +95,20 @@ def between(results: list[Result]) -> str:
     return f"seeds 0 to {len(means) - 1}: {each}; mean {mean:.4g}, ± {spread:.2g} between them"
 
 
+def compare(row: str, old: Result, new: Result) -> bool:
+    """Say how a new result compares with the recorded one, and whether they agree."""
+    tolerance = (old.ci95**2 + new.ci95**2) ** 0.5
+    agree = abs(old.mean - new.mean) <= tolerance
+    verdict = "within" if agree else "NOT within"
+    say(f"{row}: measured {new}, recorded {old}: {verdict} the interval of the difference, ±{tolerance:.2g}")
+    return agree
+
+
 def reproduce(arguments: list[str]) -> int:
-    """Run one row and say how it compares."""
+    """Run one row, or the rows that are tests of one training, and say how they compare."""
     rows = recorded("".join((ROOT / "docs" / f"{name}.md").read_text() for name in DOCUMENTS))
-    if not arguments or arguments[0] not in rows:
+    asked = {row: old for row, old in rows.items() if arguments and row.split()[0] == arguments[0]}
+    if not asked:
         given = f"There is no row {arguments[0]!r}. " if arguments else "Which row? "
         named = ", ".join(f"docs/{name}.md" for name in DOCUMENTS)
         print(f"{given}The rows of {named} are:\n  " + "\n  ".join(rows), file=sys.stderr)
@@ -101,24 +118,19 @@ def reproduce(arguments: list[str]) -> int:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seeds", type=int, default=1)
     own, options = parser.parse_known_args(arguments)
-    row = own.row
     if own.seeds < 1 or any(option.startswith("--seed_everything") for option in options):
         print("Give --seeds N, at least 1, instead of --seed_everything.", file=sys.stderr)
         return 2
-    needed = next((folder for data, folder in ROOTS.items() if f"/{data}" in row), None)
+    needed = next((folder for data, folder in ROOTS.items() if f"/{data}" in own.row), None)
     if needed and not any(option.startswith("--data.root") for option in options):
         print(f"This row needs --data.root, the folder that holds {needed}.", file=sys.stderr)
         return 2
-    old = rows[row]
-    results = [measure(row, old.unit, options, seed=seed, resume=own.resume) for seed in range(own.seeds)]
-    if len(results) > 1:
-        say(f"{row}, {between(results)}")
-    new = results[0]
-    tolerance = (old.ci95**2 + new.ci95**2) ** 0.5
-    agree = abs(old.mean - new.mean) <= tolerance
-    verdict = "within" if agree else "NOT within"
-    say(f"{row}: measured {new}, recorded {old}: {verdict} the interval of the difference, ±{tolerance:.2g}")
-    return 0 if agree else 1
+    units = {row: old.unit for row, old in asked.items()}
+    measured = [measure(units, options, seed=seed, resume=own.resume) for seed in range(own.seeds)]
+    for row in asked if own.seeds > 1 else ():
+        say(f"{row}, {between([results[row] for results in measured])}")
+    agreed = [compare(row, old, measured[0][row]) for row, old in asked.items()]
+    return 0 if all(agreed) else 1
 
 
 if __name__ == "__main__":

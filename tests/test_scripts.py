@@ -1,6 +1,7 @@
 """The scripts beside the package."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def test_every_row_of_the_results_has_a_configuration_and_a_command():
     rows = script("reproduce").recorded(document)
     assert len(rows) == len(re.findall(r"^\| `", document, re.MULTILINE))  # no line that the script cannot read
     for row in rows:
-        assert (ROOT / "configs" / f"{row}.yaml").is_file()
+        assert (ROOT / "configs" / f"{row.split()[0]}.yaml").is_file()
+        assert row.split()[0] in rows  # the test as configured has a row, too
     algorithms = {path.name for path in (ROOT / "configs").iterdir()} - {"trainer", "rl"}  # which has pages of its own
     assert {row.split("/")[0] for row in rows} == algorithms
 
@@ -61,8 +63,31 @@ def test_a_row_is_run_again_and_compared(tmp_path, monkeypatch, capsys):
 def test_results_that_agree_give_success(monkeypatch):
     reproduce = script("reproduce")
     old = reproduce.recorded((ROOT / "docs" / "results.md").read_text())["maml/sinusoid_5shot"]
-    monkeypatch.setattr(reproduce, "measure", lambda row, unit, options, **_: old._replace(mean=old.mean + old.ci95))
+    new = {"maml/sinusoid_5shot": old._replace(mean=old.mean + old.ci95)}
+    monkeypatch.setattr(reproduce, "measure", lambda units, options, **_: new)
     assert reproduce.reproduce(["maml/sinusoid_5shot"]) == 0
+
+
+def test_rows_of_one_training_are_each_tested(tmp_path, monkeypatch, capsys):
+    reproduce = script("reproduce")
+    monkeypatch.setattr(reproduce, "runs_folder", lambda: tmp_path / "runs")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "results.md").write_text(
+        "| `protonet/glyphs_5way_1shot` | 50.00 ± 60.00 % | none |\n"
+        "| `protonet/glyphs_5way_1shot --data.test_n_way 20 --data.test_k_shot 5` | 99.99 ± 0.01 % | none |\n"
+    )
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    monkeypatch.setattr(reproduce, "DOCUMENTS", ("results",))
+    assert reproduce.reproduce(["protonet/glyphs_5way_1shot", *SMALL, *QUIET, "--data.test_tasks", "20"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("trained in") == 1
+    assert re.search(r"5way_1shot: measured .*: within", printed)
+    assert re.search(r"5way_1shot --data.test_n_way 20 --data.test_k_shot 5: measured .*: NOT within", printed)
+    results = tmp_path / "runs" / "protonet" / "glyphs_5way_1shot" / "results" / "best" / "results.json"
+    kept = json.loads(results.read_text())  # the test as configured
+    shown = float(re.search(r"5way_1shot: measured ([\d.]+)", printed).group(1))
+    assert shown == pytest.approx(100 * kept["rows"][0]["metrics"]["query_accuracy"]["mean"], abs=0.01)
 
 
 def test_seeds_are_trained_apart_and_a_training_goes_on(tmp_path, monkeypatch, capsys):
@@ -144,14 +169,14 @@ def test_learning_curves_are_drawn_over_minutes(tmp_path, monkeypatch, capsys):
     for module in (reproduce, curves):
         monkeypatch.setattr(module, "runs_folder", lambda: tmp_path)
     row, quick = "protonet/glyphs_5way_1shot", [*SMALL[:-2], *QUIET]
-    reproduce.measure(row, "%", [*quick, "--trainer.max_epochs", "2"])
+    reproduce.measure({row: "%"}, [*quick, "--trainer.max_epochs", "2"])
     last = tmp_path / row / "checkpoints" / "last.ckpt"
 
     def clock():
         return torch.load(last)["callbacks"]["Timer"]["time_elapsed"]["train"]
 
     before = clock()
-    reproduce.measure(row, "%", [*quick, "--trainer.max_epochs", "4"], resume=True)
+    reproduce.measure({row: "%"}, [*quick, "--trainer.max_epochs", "4"], resume=True)
     both = curves.curve(row)
     assert len(both.minutes) == len(both.accuracies) == 4  # of both parts
     assert all(20 <= accuracy <= 100 for accuracy in both.accuracies)
@@ -163,5 +188,5 @@ def test_learning_curves_are_drawn_over_minutes(tmp_path, monkeypatch, capsys):
     assert re.search(rf"{row}: \S+ % in validation after \S+ minutes", capsys.readouterr().out)
     assert figure.stat().st_size > 10_000
 
-    reproduce.measure(row, "%", [*quick, "--trainer.max_epochs", "1", "--data.steps_per_epoch", "3"])
+    reproduce.measure({row: "%"}, [*quick, "--trainer.max_epochs", "1", "--data.steps_per_epoch", "3"])
     assert len(curves.curve(row).minutes) == 1  # of a training that began anew in the same folder
