@@ -90,7 +90,7 @@ def measure_steps(arguments: argparse.Namespace) -> None:
             ["fit", "--config", CONFIG, "--data.root", str(arguments.root), "--trainer.default_root_dir", folder,
              "--trainer.max_steps", str(arguments.steps + 21), "--checkpoint.every_n_steps", "100",
              "--trainer.enable_progress_bar", "false", "--data.n_query", str(arguments.n_query),
-             "--data.meta_batch_size", "32"]
+             "--data.meta_batch_size", "32", "--data.n_way", "5", "--model.network.init_args.downsample", "stride"]
         )  # fmt: skip
     ratio = statistics.median(bare / fit for fit, bare in zip(turns.in_fit, turns.bare, strict=True))
     fit, bare = (1e3 * statistics.median(times) for times in (turns.in_fit, turns.bare))
