@@ -26,6 +26,7 @@ from lightning_meta.models import (
     ContextMLP,
     Conv4,
     Projection,
+    R2D2Net,
     ResNet12,
 )
 from lightning_meta.models.normalize import Normalize
@@ -81,6 +82,7 @@ __all__ = [
     "ProtoMAMLModule",
     "ProtoNetModule",
     "R2D2Module",
+    "R2D2Net",
     "ReptileModule",
     "ResNet12",
     "RunCheckpoint",

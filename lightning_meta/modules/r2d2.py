@@ -23,7 +23,8 @@ class R2D2Module(MetaModule):
     closed form. Paper: Bertinetto, Henriques, Torr, Vedaldi 2019, arXiv:1805.08136.
 
     Args:
-        network: The embedding f: its submodule `body` if it has one, otherwise the whole network.
+        network: The embedding f: its submodule `body` if it has one, otherwise the whole network. The paper's is
+            `R2D2Net`.
         regularization: The strength λ at first, positive.
         scale: The scale α at first.
 

@@ -19,6 +19,7 @@ from lightning_meta import (
     MetaLSTMModule,
     Projection,
     ProtoMAMLModule,
+    R2D2Net,
     ReptileModule,
     ResNet12,
     TextClassifier,
@@ -139,5 +140,5 @@ def test_a_support_set_that_changes_is_seen_in_every_step():
 
 
 def test_the_networks_of_this_package_say_so():
-    for kind in (MLP, WRN28_10, Adapter, Backbone, Conv4, Projection, ResNet12, TextClassifier):
+    for kind in (MLP, WRN28_10, Adapter, Backbone, Conv4, Projection, R2D2Net, ResNet12, TextClassifier):
         assert kind.forward is BodyAndHead.forward, kind
