@@ -14,6 +14,7 @@ import argparse
 import re
 import statistics
 import sys
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,4 +135,6 @@ def reproduce(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # Of Lightning: the arguments are made here, not those of the process; and of its own use of torch.
+    warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter|.*isinstance\(treespec, LeafSpec\)")
     sys.exit(reproduce(sys.argv[1:]))
