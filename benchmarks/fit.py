@@ -27,6 +27,8 @@ from lightning_meta.cli.main import main as lightning_meta
 from lightning_meta.task import map_tensors
 
 CONFIG = "configs/maml/omniglot_5way_1shot.yaml"
+CASE = ["--config", CONFIG, "--data.n_way", "5", "--data.meta_batch_size", "16"]
+CASE += ["--model.network.init_args.downsample", "stride"]
 
 
 class TurnsWithBareSteps(pl.Callback):
@@ -87,10 +89,10 @@ def measure_steps(arguments: argparse.Namespace) -> None:
 
         MetaCLI.instantiate_trainer = with_turns  # type: ignore[method-assign]
         lightning_meta(
-            ["fit", "--config", CONFIG, "--data.root", str(arguments.root), "--trainer.default_root_dir", folder,
+            ["fit", *CASE, "--data.root", str(arguments.root), "--trainer.default_root_dir", folder,
              "--trainer.max_steps", str(arguments.steps + 21), "--checkpoint.every_n_steps", "100",
              "--trainer.enable_progress_bar", "false", "--data.n_query", str(arguments.n_query),
-             "--data.meta_batch_size", "32", "--data.n_way", "5", "--model.network.init_args.downsample", "stride"]
+             "--data.meta_batch_size", "32"]
         )  # fmt: skip
     ratio = statistics.median(bare / fit for fit, bare in zip(turns.in_fit, turns.bare, strict=True))
     fit, bare = (1e3 * statistics.median(times) for times in (turns.in_fit, turns.bare))
@@ -107,7 +109,7 @@ def measure_start(arguments: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             start = time.time()
             command = [
-                sys.executable, "-m", "lightning_meta", "fit", "--config", CONFIG, "--data.root", str(arguments.root),
+                sys.executable, "-m", "lightning_meta", "fit", *CASE, "--data.root", str(arguments.root),
                 "--trainer.default_root_dir", folder, "--trainer.callbacks+", "fit.FirstStep",
             ]  # fmt: skip
             environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}

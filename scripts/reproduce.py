@@ -67,21 +67,21 @@ def recorded(document: str) -> dict[str, Result]:
 
 def measure(units: dict[str, str], options: list[str], *, seed: int = 0, resume: bool = False) -> dict[str, Result]:
     """Train once (unless the configuration says for no epoch), and test what each row says; rows with their units."""
-    name = min(units, key=len).split()[0]
+    name = next(iter(units)).split()[0]
     path = ROOT / "configs" / f"{name}.yaml"
     folder = runs_folder() / (f"{name}_seed{seed}" if seed else name)
     config = ["--config", str(path), "--seed_everything", str(seed)]
     config += ["--trainer.default_root_dir", str(folder)]
-    checkpoint: list[str] = []
+    of_training: list[str] = []
     if yaml.safe_load(path.read_text())["trainer"]["max_epochs"] > 0:
         begun = resume and (folder / "checkpoints" / "last.ckpt").is_file()
         trainer = main(["fit", *config, *options, TIMER, *(["--ckpt_path", "last"] if begun else [])]).trainer
         timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
         say(f"{name}, seed {seed}: trained in {timer.time_elapsed('train') / 60:.1f} minutes")
-        checkpoint = ["--ckpt_path", "best"]
+        of_training = [TIMER, "--ckpt_path", "best"]
     results = {}
     for row in sorted(units, key=len, reverse=True):  # what the folder keeps is of the last one, as configured
-        metrics = main(["test", *config, *row.split()[1:], *options, *checkpoint]).trainer.callback_metrics
+        metrics = main(["test", *config, *row.split()[1:], *options, *of_training]).trainer.callback_metrics
         metric, scale = METRICS[units[row]], 100 if units[row] in ("%", "success") else 1
         mean, ci95 = (scale * float(metrics[f"test/{metric}{end}"]) for end in ("", "_ci95"))
         results[row] = Result(mean, ci95, units[row])

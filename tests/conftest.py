@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.func import functional_call
 
 from lightning_meta import Examples, Task
 
@@ -61,6 +63,20 @@ def vector_tasks(tasks=4, n_way=3, k_shot=2, n_query=3, features=6, dtype=torch.
 def relative_error(found, expected) -> float:
     found, expected = (torch.cat([t.flatten() for t in tensors]) for tensors in (found, expected))
     return ((found - expected).norm() / expected.norm()).item()
+
+
+def meta_gradient_by_hand(network, tasks, rate, steps=2):
+    """Of MAML with gradient descent, in plain torch: a gradient for each parameter that is not frozen."""
+    params = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    losses = []
+    for (inputs, targets), (queries, labels) in pairs(tasks):
+        own = params
+        for _ in range(steps):
+            loss = F.cross_entropy(functional_call(network, own, inputs), targets)
+            grads = torch.autograd.grad(loss, list(own.values()), create_graph=True)
+            own = {name: p - rate * g for (name, p), g in zip(own.items(), grads, strict=True)}
+        losses.append(F.cross_entropy(functional_call(network, own, queries), labels))
+    return torch.autograd.grad(sum(losses) / len(losses), list(params.values()))
 
 
 def pairs(tasks):

@@ -5,15 +5,13 @@ import importlib.util
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call
 from torchvision.models import resnet18
 
 from lightning_meta import Backbone, MAMLModule, Normalize, ProtoNetModule
 from lightning_meta.errors import ArgumentTypeError, ConfigurationError, MissingFileError
 from lightning_meta.testing import check_algorithm
-from tests.conftest import image_tasks, pairs, relative_error
+from tests.conftest import image_tasks, meta_gradient_by_hand, relative_error
 
 HAS_TIMM = importlib.util.find_spec("timm") is not None
 
@@ -45,17 +43,8 @@ def test_resnet18_has_the_meta_gradient_of_a_loop_by_hand(train_layers):
     reference = copy.deepcopy(network)
     module = MAMLModule(network, inner_lr=0.05, inner_steps=2)
     module.meta_loss(tasks).backward()
-    params = {n: p for n, p in reference.named_parameters() if p.requires_grad}
-    assert len(params) == 2 + 6 * train_layers
-    losses = []
-    for (inputs, targets), (queries, labels) in pairs(tasks):
-        own = params
-        for _ in range(2):
-            loss = F.cross_entropy(functional_call(reference, own, inputs), targets)
-            grads = torch.autograd.grad(loss, list(own.values()), create_graph=True)
-            own = {n: p - 0.05 * g for (n, p), g in zip(own.items(), grads, strict=True)}
-        losses.append(F.cross_entropy(functional_call(reference, own, queries), labels))
-    expected = torch.autograd.grad(sum(losses) / 2, list(params.values()))
+    expected = meta_gradient_by_hand(reference, tasks, 0.05)
+    assert len(expected) == 2 + 6 * train_layers
     found = [p.grad for p in network.parameters() if p.requires_grad]
     assert relative_error(found, expected) < 1e-9
     assert all(p.grad is None for p in network.parameters() if not p.requires_grad)
