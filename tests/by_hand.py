@@ -92,7 +92,7 @@ def loss_of(case, predictions, targets, classes):
     if case.loss is not None:
         return case.loss(predictions, targets)
     if predictions.shape[1] > 1:
-        there = torch.isin(torch.arange(predictions.shape[1]), classes)
+        there = torch.isin(torch.arange(predictions.shape[1], device=classes.device), classes)
         predictions = predictions.masked_fill(~there, -torch.inf)
     return F.cross_entropy(predictions, targets)
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_meta import Examples, MAMLModule, Task
 from lightning_meta.functional.kernels import mode
-from tests.conftest import relative_error
+from tests.conftest import on_device, relative_error
 
 EMBEDDED = 9
 NO_VMAP = (nn.RNNBase, nn.LSTMCell)  # torch.vmap says so
@@ -258,7 +258,7 @@ def prepared(name):
         parameter.data += 0.1 * torch.randn_like(parameter)
     targets = torch.tensor([0, 1, 0, 1]).expand(3, 4)
     parts = [torch.randint(EMBEDDED, (3, 4, *shape)) if words else torch.randn(3, 4, *shape).double() for _ in range(2)]
-    return net, Task(*(Examples(part, targets) for part in parts))
+    return on_device(net), on_device(Task(*(Examples(part, targets) for part in parts)))
 
 
 def meta_loss(net, tasks, way, first_order=False, **options):

@@ -32,6 +32,7 @@ from lightning_meta.errors import LightningMetaError, NetworkError
 from lightning_meta.inner import LSLR, SGD, LSTMOptimizer, MetaCurvature, MetaSGD
 from lightning_meta.task import map_tensors
 from tests.by_hand import RATE, by_hand, each_task, run
+from tests.conftest import on_device
 from tests.random_networks import WITHOUT_DERIVATIVE, Centring, Remembering, network, one_of, tasks_for
 
 WAYS = ("loop", "vmap", 2, "auto")
@@ -88,7 +89,7 @@ class Case(NamedTuple):
         torch.manual_seed(1)
         options = self.options | {"task_parallel": way, "transductive": False}
         own = copy.deepcopy(self.net if net is None else net)
-        module = ALGORITHMS[self.algorithm](own, options, self.loss).double()
+        module = on_device(ALGORITHMS[self.algorithm](own, options, self.loss).double())
         for parameter in module.algorithm.parameters():  # away from special values
             parameter.data += 0.05 * torch.randn_like(parameter)
         return module
@@ -110,7 +111,7 @@ def cases(draw, algorithm):
         "adapt_only": one_of(draw, None, None, "head", "body", "*.bias", *dict(net.named_parameters())),
         "checkpoint_inner_steps": one_of(draw, False, True),
     }
-    return Case(algorithm, net, tasks, F.mse_loss if labels == "numbers" else None, options)
+    return Case(algorithm, on_device(net), on_device(tasks), F.mse_loss if labels == "numbers" else None, options)
 
 
 # What is compared.
