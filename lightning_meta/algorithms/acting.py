@@ -18,7 +18,7 @@ from lightning_meta.functional.masks import filled
 from lightning_meta.functional.network import Params, take_written
 from lightning_meta.functional.problem import Problem
 from lightning_meta.functional.task_map import TaskMap, joined
-from lightning_meta.task import Examples, Task
+from lightning_meta.task import Examples, Task, first_tensor
 
 
 class Actor:
@@ -125,7 +125,7 @@ class Actor:
             return function(part, *part.tasks.support.targets[1])
 
         # All that belongs to tasks is cut into chunks together.
-        numbers = torch.arange(problem.count)
+        numbers = torch.arange(problem.count, device=first_tensor(problem.tasks.support.inputs).device)
         packed = Examples(problem.tasks.support.inputs, (numbers, (*self._learned, given)))
         tasks = Task(packed, Examples(problem.tasks.query.inputs, ()))
         return joined(list(self.task_map(run, replace(problem, tasks=tasks))))
