@@ -13,13 +13,13 @@ from lightning_meta import Examples, Task
 from lightning_meta.task import map_tensors
 
 DEVICE = "cpu"
-"""Where tests of meta-gradients compute; `--device` sets it."""
+"""Where the sweeps of layers and random networks compute; `--device` sets it."""
 
 
 def pytest_addoption(parser):
     parser.addoption("--all-cases", action="store_true", help="Every algorithm in every way on many processes.")
     parser.addoption("--all-layers", action="store_true", help="Every layer of torch with its options.")
-    parser.addoption("--device", default="cpu", help="Where tests of meta-gradients compute: cuda.")
+    parser.addoption("--device", default="cpu", help="Where the sweeps of layers and random networks compute.")
     parser.addoption("--kills", type=int, default=2, help="How many trainings of each algorithm to kill.")
     parser.addoption("--fuzz-examples", type=int, default=25, help="How many configurations to try.")
     parser.addoption("--random-networks", type=int, default=20, help="How many random networks to try.")
@@ -68,7 +68,7 @@ def image_tasks(tasks=4, n_way=3, k_shot=2, n_query=3, channels=1, size=8, dtype
         inputs = torch.randn(tasks, n_way * shots, channels, size, size, generator=generator, dtype=dtype)
         return Examples(inputs, torch.arange(n_way).repeat_interleave(shots).expand(tasks, -1))
 
-    return on_device(Task(examples(k_shot), examples(n_query)))
+    return Task(examples(k_shot), examples(n_query))
 
 
 def vector_tasks(tasks=4, n_way=3, k_shot=2, n_query=3, features=6, dtype=torch.float64, seed=0) -> Task:

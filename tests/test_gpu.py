@@ -1,7 +1,6 @@
 """On a GPU: the meta-gradients of the CPU, every precision, compiled steps and exact resumes.
 
-`pytest tests/test_gpu.py tests/modules/test_contracts.py tests/modules/test_random_networks.py
-tests/functional/test_layers.py --device cuda` sends the sweeps of networks and layers there, too.
+`pytest tests/modules/test_random_networks.py tests/functional/test_layers.py --device cuda` sends the sweeps there.
 """
 
 import copy
@@ -26,6 +25,7 @@ from lightning_meta.inner import SGD
 from lightning_meta.task import map_tensors
 from tests.conftest import image_tasks, relative_error, vector_tasks
 from tests.modules.test_contracts import ALGORITHMS, FixedDataModule, made, meta_gradient
+from tests.modules.test_contracts import trainer as on_cpu_trainer
 from tests.modules.test_precision import KeepFirstGradient
 from tests.networks import NORMS
 
@@ -45,14 +45,11 @@ def on_cpu(tensors):
 
 
 def trainer(tmp_path, **kwargs):
-    settings = {"accelerator": "gpu", "devices": 1, "logger": False, "enable_progress_bar": False}
-    settings |= {"enable_model_summary": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
-    return pl.Trainer(**settings | kwargs)
+    return on_cpu_trainer(tmp_path, **{"accelerator": "gpu", "devices": 1} | kwargs)
 
 
 def compared(module, tasks):
     """The relative errors of the meta-gradient in each way on the GPU, to that of the loop on the CPU."""
-    module, tasks = module.cpu(), on_cpu(tasks)
     module.task_map.task_parallel = "loop"
     _, expected = meta_gradient(copy.deepcopy(module), tasks)
     errors = {}
@@ -101,7 +98,7 @@ def test_every_algorithm_in_every_precision(name, tmp_path):
     found = {}
     for precision in ("64-true", "32-true", "bf16-mixed", "16-mixed"):
         module = made(name, optimizer=lambda params: KeepFirstGradient(params, lr=0.01)).float()
-        data = FixedDataModule(on_cpu(image_tasks(k_shot=4, dtype=torch.float32)), steps_per_epoch=20)
+        data = FixedDataModule(image_tasks(k_shot=4, dtype=torch.float32), steps_per_epoch=20)
         run = trainer(tmp_path, max_epochs=1, precision=precision)
         run.fit(module, data)
         assert all(torch.isfinite(p).all() for p in module.parameters())

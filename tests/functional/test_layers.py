@@ -330,7 +330,9 @@ def test_layer_as_it_is_recorded_for_compiling(name, way, request, monkeypatch):
         assert relative_error(gradient(net, tasks, way, first_order, compile=True), expected) < 1e-8, first_order
 
 
-def test_the_sweep_finds_a_wrong_second_derivative(monkeypatch):
+def test_the_sweep_finds_a_wrong_second_derivative(monkeypatch, request):
+    if request.config.getoption("device") != "cpu":
+        pytest.skip("torch's weight normalization is wrong on a CPU")
     monkeypatch.setattr(mode, "CORRECTIONS", {})
     assert against_finite_differences("weight_norm") > 1e-4
 

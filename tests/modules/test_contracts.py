@@ -22,7 +22,7 @@ from lightning_meta import (
 )
 from lightning_meta.inner import LSLR, SGD, Adam, LSTMOptimizer, MetaCurvature, MetaSGD
 from lightning_meta.task import map_tensors
-from tests.conftest import image_tasks, on_device, relative_error
+from tests.conftest import image_tasks, relative_error
 from tests.networks import WithContext, network
 
 
@@ -67,7 +67,7 @@ every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
 def made(name, norm="batch", n_way=3, **kwargs):
     torch.manual_seed(0)
-    return on_device(ALGORITHMS[name](network(norm, n_way), **kwargs))
+    return ALGORITHMS[name](network(norm, n_way), **kwargs)
 
 
 def meta_gradient(module, tasks):
