@@ -103,6 +103,22 @@ def test_kernels_of_a_single_task_too(layer, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("images", "channels", "stride", "is_a_kernel"),
+    [(75, 1, 1, True), (75, 1, 4, False), (5, 1, 1, False), (200, 3, 1, True)],
+)
+def test_a_convolution_of_one_task_is_as_large_as_what_it_reads_or_makes(images, channels, stride, is_a_kernel):
+    """Kernels have the channels last; where the first layer had not, all after it would copy."""
+    x, weight = torch.zeros(images, channels, 28, 28), torch.zeros(16, channels, 3, 3)
+    with task_kernels(vectorized=False):
+        positional, by_keyword = (
+            F.conv2d(x, weight, None, stride, 1),
+            F.conv2d(x, weight=weight, stride=stride, padding=1),
+        )
+    for found in (positional, by_keyword):
+        assert found.is_contiguous(memory_format=torch.channels_last) == is_a_kernel
+
+
 def test_normalization_against_finite_differences():
     x, weight, bias = random(3, 2, 2, 3, seed=0), random(2, 2, seed=1), random(2, 2, seed=2)
     inputs = [t.requires_grad_() for t in (x, weight, bias)]

@@ -1,5 +1,6 @@
 """Which of torch's functions a network runs with a kernel of this package."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from lightning_meta.functional.kernels.pooling import MaxPooling, Window
 from lightning_meta.functional.kernels.vmap import AVAILABLE, empty_of_each_task, over_all_tasks
 from lightning_meta.functional.normalization import masked_batch_norm
 
-# Below this size of the input, what a kernel saves for a single task is less than calling it costs.
+# Below so many numbers of a layer, what a kernel saves for a single task is less than calling it costs.
 SMALLEST_OF_ONE_TASK = 2**17
 
 # What they return is written into before it is read, and then each task may write something else.
@@ -174,9 +175,19 @@ _KERNELS: dict[Any, Callable[..., Tensor | None]] = {
 }
 
 
-def _is_worth_it(input: Tensor) -> bool:
+def _is_worth_it(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether a layer of a single task is to be run by a kernel; under autocast all are, as with many tasks."""
-    return input.numel() >= SMALLEST_OF_ONE_TASK or torch.is_autocast_enabled("cpu")
+    if torch.is_autocast_enabled("cpu"):
+        return True
+    size: int = _convolved(*args, **kwargs) if _KERNELS[func] is _conv else args[0].numel()
+    return size >= SMALLEST_OF_ONE_TASK
+
+
+def _convolved(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, *_: Any, **__: Any) -> int:
+    """About how many numbers a convolution reads or makes, whichever are more."""
+    dims = weight.dim() - 2
+    positions = input.numel() // max(math.prod(input.shape[:-dims]) * math.prod(_pair(stride, dims)), 1)
+    return max(input.numel(), len(input) * len(weight) * positions)
 
 
 class task_kernels(TorchFunctionMode):
@@ -242,7 +253,7 @@ class task_kernels(TorchFunctionMode):
             corrected = CORRECTIONS[func](self, *args, **kwargs)
             return func(*args, **kwargs) if corrected is None else corrected
         kernel = _KERNELS.get(func)
-        if kernel is not None and AVAILABLE and args and (self.vectorized or _is_worth_it(args[0])):
+        if kernel is not None and AVAILABLE and args and (self.vectorized or _is_worth_it(func, args, kwargs)):
             result = kernel(*args, **kwargs)
             if result is not None:
                 return result
