@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lightning_meta import MLP, Conv4, MAMLModule, Normalize
 from lightning_meta.errors import ConfigurationError
@@ -23,6 +24,23 @@ def test_conv4_of_the_paper_has_its_parameters():
     convolutions = (9 + 3 * 9 * 64) * 64 + 4 * 64
     assert sum(p.numel() for p in Conv4(5).parameters()) == convolutions + 4 * 2 * 64 + 64 * 5 + 5
     assert not list(Conv4(5).buffers())
+
+
+def test_pooled_blocks_are_those_of_the_papers():
+    """Vinyals et al. 2016 and Snell et al. 2017: convolution, normalization, ReLU, and then pooling."""
+    torch.manual_seed(0)
+    network = Conv4(3, hidden=4, downsample="pool").double()
+    x = images = torch.randn(6, 1, 28, 28, dtype=torch.float64)
+    for block in network.body[:4]:
+        x = F.max_pool2d(F.relu(block[1](block[0](x))), 2)
+    expected = network.head(x.flatten(1))
+    torch.testing.assert_close(network(images), expected, rtol=0, atol=0)
+    ours, theirs = (
+        torch.autograd.grad(y.square().sum(), list(network.parameters()), retain_graph=True)
+        for y in (network(images), expected)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_mlp_of_the_papers():
