@@ -25,7 +25,7 @@ class Conv4(BodyAndHead):
     """Four blocks of 3x3 convolution, normalization and ReLU, and a linear head.
 
     With `downsample="stride"` the convolutions have stride 2 and the head sees the mean over positions: MAML's network
-    for Omniglot. With `"pool"` every block ends in 2x2 max-pooling and the head sees all positions: its network for
+    for Omniglot. With `"pool"` every block has 2x2 max-pooling and the head sees all positions: its network for
     mini-ImageNet (32 filters there). Paper: Vinyals et al. 2016, arXiv:1606.04080; Finn et al. 2017, arXiv:1703.03400.
 
     Attributes:
