@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.stateless import _reparametrize_module
 
-from lightning_meta.functional.kernels import Isolation, WritesInPlace, task_kernels
+from lightning_meta.functional.kernels import Isolation, WritesInPlace, in_float32, task_kernels
 from lightning_meta.functional.network import Params, strip
 from lightning_meta.functional.normalization import (
     batch_normalization,
@@ -93,6 +93,8 @@ class Learner:
         reparametrized = _reparametrize_module(network, state, tie_weights=is_tied)
         with recorded as statistics, batch_normalization(modes), kernels, reparametrized:
             predictions = network(inputs)
+            if kernels.rounded:
+                predictions = map_tensors(in_float32, predictions)
             # Images of one task have their channels last.
             if any(tensor.dim() > 3 for tensor in tensors_of(predictions)):
                 predictions = map_tensors(torch.Tensor.contiguous, predictions)
@@ -127,7 +129,6 @@ class Learner:
             predictions, assigned = found if own or self.records else (found, {})
             return predictions, own | assigned | {n: c for n, c in copies.items() if n in self.names}
         except WritesInPlace:
-            self.isolation.writes = True
             if is_recorded():  # from its beginning then, so that it does the same when it is computed again
                 raise
             return self.predict(params, buffers, inputs, mask)

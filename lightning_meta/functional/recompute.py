@@ -41,8 +41,8 @@ def recomputed(function: Callable[..., Result], *args: Any) -> Result:
     """
     try:
         return _recorded(function, args)
-    except WritesInPlace:  # it is known now, and copies will be given from the beginning on
-        return _recorded(function, args)
+    except WritesInPlace:  # it is known now, and will be seen to from the beginning on
+        return recomputed(function, *args)
 
 
 def is_recorded() -> bool:

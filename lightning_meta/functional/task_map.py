@@ -22,7 +22,7 @@ from lightning_meta.errors import (
 )
 from lightning_meta.functional.gradients import surrogate
 from lightning_meta.functional.inner_loop import scaled_gradients
-from lightning_meta.functional.kernels import Isolation
+from lightning_meta.functional.kernels import Isolation, rounds
 from lightning_meta.functional.learner import Learner
 from lightning_meta.functional.network import failing_layer
 from lightning_meta.functional.problem import Problem
@@ -36,7 +36,8 @@ Outcome = Any
 Gradients = tuple[Tensor, ...]
 
 # Of a convolutional network on a CPU, by docs/performance.md. So many positions after the first convolution take about
-# 1.2 GiB in Conv-4 with 64 filters; a task with more than the second number keeps all threads busy by itself.
+# 1.2 GiB in Conv-4 with 64 filters; a task with more than the second number keeps all threads busy by itself, unless
+# it is in bfloat16.
 POSITIONS_TOGETHER = 4096 * 14 * 14
 POSITIONS_ALONE = 50_000
 
@@ -90,7 +91,7 @@ class TaskMap:
         positions = sum(x.shape[1] * math.prod(x.shape[3:]) for part in tasks for x in tensors_of(part.inputs))
         positions //= math.prod(self._convolution.stride)
         size = min(POSITIONS_TOGETHER // max(positions, 1), batch)
-        return size if size > 1 and positions <= POSITIONS_ALONE else 0
+        return size if size > 1 and (positions <= POSITIONS_ALONE or rounds()) else 0
 
     def describe(self, tasks: Task) -> str:
         """How the tasks of this batch are run, in words."""

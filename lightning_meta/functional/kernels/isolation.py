@@ -18,7 +18,7 @@ IN_PLACE = frozenset(
 
 
 class WritesInPlace(Exception):
-    """A network is about to write into weights or inputs that are not its own copies."""
+    """A network is about to write where it must not; an attribute of `Isolation` says so now, and it can run again."""
 
 
 class Isolation:
@@ -27,10 +27,13 @@ class Isolation:
     Attributes:
         writes: Whether the network is known to write into its weights, as `nn.Embedding(max_norm=1)` does, or into its
             inputs; each task gets copies of them then.
+        aliases: Whether it is known to write through a view of what a kernel made, where there would be a copy: in
+            another precision or order in memory. Then kernels give what torch's layers give, in float32 and in order.
     """
 
     def __init__(self) -> None:
         self.writes = False
+        self.aliases = False
         self._layers: Sequence[nn.Module] = ()
         self._kept: list[tuple[dict[str, Any], dict[str, Any], list[int]]] = []
         self._inside: list[tuple[Any, Any]] = []

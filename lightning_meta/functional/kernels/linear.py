@@ -66,7 +66,8 @@ def linear(x: OfTasks, weight: OfTasks, bias: OfTasks | None, *, rounds: bool) -
     if rounds:
         biases = None if bias is None else bias.first
         if weight.first[0].numel() >= SMALLEST:
-            return multiply_rounded(x.second, weight.first, biases, Linear()), 1
+            y = multiply_rounded(x.second.bfloat16(), weight.first, None, Linear()).float()
+            return y if biases is None else Linear().shifted(y, biases), 1
         return Multiply.apply(x.second, weight.first, biases, Exact(Linear())), 1
     if x.dim is None and weight.dim is None and (bias is None or bias.dim is None):  # a single task
         return F.linear(x.tensor, weight.tensor, None if bias is None else bias.tensor).unsqueeze(0), 0

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_meta.functional.kernels.bilinear import Multiply, multiply_rounded
+from lightning_meta.functional.kernels.bilinear import Exact, Multiply, multiply_rounded
 from lightning_meta.functional.kernels.convolution import Convolution
 from lightning_meta.functional.kernels.corrections import CORRECTIONS
 from lightning_meta.functional.kernels.isolation import (
@@ -33,29 +33,35 @@ SMALLEST_OF_ONE_TASK = 2**17
 EMPTY = frozenset([torch.empty, torch.empty_like, Tensor.new_empty])
 
 
-def _fits(input: Tensor, *others: Tensor | None) -> bool:
-    """Whether the kernels are for these tensors: on a CPU, in one precision."""
-    return (
-        input.device.type == "cpu"
-        and input.dtype in (torch.float32, torch.float64)
-        and all(t is None or t.dtype == input.dtype for t in others)
-    )
-
-
-def _rounds() -> bool:
+def rounds() -> bool:
     """Whether autocast asks for products in bfloat16."""
     return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
+def _is_rounded(input: Tensor) -> bool:
+    """Whether it is what a kernel has made in bfloat16, as autocast asks for."""
+    return input.dtype == torch.bfloat16 and rounds()
+
+
+def _fits(input: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernels are for these tensors: on a CPU, in one precision, or float32 weights of what is rounded."""
+    dtype = torch.float32 if _is_rounded(input) else input.dtype
+    return (
+        input.device.type == "cpu"
+        and dtype in (torch.float32, torch.float64)
+        and all(t is None or t.dtype == dtype for t in others)
+    )
+
+
 def _multiplies(input: Tensor, *others: Tensor | None) -> bool:
     """Whether the kernels that multiply are for these tensors: autocast may ask for bfloat16, of float32."""
-    allowed = not torch.is_autocast_enabled("cpu") or (_rounds() and input.dtype == torch.float32)
+    allowed = not torch.is_autocast_enabled("cpu") or (rounds() and input.dtype in (torch.float32, torch.bfloat16))
     return allowed and _fits(input, *others)
 
 
 def _as_multiplied(input: Tensor, weight: Tensor) -> Tensor:
     """What a layer before has rounded in 16 bits, in the type of the weights, where autocast lets the two meet."""
-    return input.to(weight.dtype) if _rounds() and input.dtype in (torch.bfloat16, torch.float16) else input
+    return input.to(weight.dtype) if rounds() and input.dtype in (torch.bfloat16, torch.float16) else input
 
 
 def _padded(padding: str, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...] | None:
@@ -80,31 +86,34 @@ def _conv(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor | None:  # fmt: skip
-    dims, rounds = weight.dim() - 2, _rounds()
-    input = _as_multiplied(input, weight)
+    dims = weight.dim() - 2
+    input = input if _is_rounded(input) else _as_multiplied(input, weight)
     stride, dilation = _pair(stride, dims), _pair(dilation, dims)
     padding = _padded(padding, weight, stride, dilation) if isinstance(padding, str) else _pair(padding, dims)
     if input.dim() != weight.dim() or padding is None or not _multiplies(input, weight, bias):
         return None
     layer = Convolution(stride, padding, dilation, groups)
+    is_autocast = rounds()
+    is_rounding = is_autocast and layer.can_be_rounded(input.shape[2:], weight.shape[2:])
 
     def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
         x, weights, biases = tensors
-        biases = None if biases is None else biases.first
-        if rounds:
-            return [(multiply_rounded(dense(x.second), weights.first, biases, layer), 1)]
-        return [(Multiply.apply(dense(x.second), weights.first, biases, layer), 1)]
+        inputs, own = x.second, (weights.first, None if biases is None else biases.first)
+        if is_rounding:
+            return [(multiply_rounded(dense(inputs.bfloat16()), *own, layer), 1)]
+        exact = Exact(layer) if is_autocast else layer
+        return [(Multiply.apply(dense(inputs.to(own[0].dtype)), *own, exact), 1)]
 
     return _first(over_all_tasks(kernel, input, weight, bias))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    input, rounds = _as_multiplied(input, weight), _rounds()
+    input, is_rounding = _as_multiplied(input, weight), rounds()
     if input.dim() < 2 or weight.dim() != 2 or not _multiplies(input, weight, bias):
         return None
 
     def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
-        return [linear(*tensors, rounds=rounds)]
+        return [linear(*tensors, rounds=is_rounding)]
 
     return _first(over_all_tasks(kernel, input, weight, bias))
 
@@ -165,14 +174,43 @@ def _max_pool(
     return _first(over_all_tasks(kernel, input))
 
 
+def _adaptive_avg_pool(input: Tensor, output_size: Any) -> Tensor | None:
+    """The mean of each image, which torch gives strides that `torch.vmap` has no rule for, if channels are last."""
+    if not _is_rounded(input) or input.dim() != 4 or output_size not in (1, (1, 1), [1, 1]):
+        return None
+    return input.mean((-2, -1), keepdim=True)
+
+
 _KERNELS: dict[Any, Callable[..., Tensor | None]] = {
     F.conv1d: _conv,
     F.conv2d: _conv,
     F.conv3d: _conv,
     F.linear: _linear,
     F.batch_norm: _batch_norm,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool,
     F.max_pool2d: _max_pool,
 }
+
+
+# Views, as far as channels last in memory allow.
+_VIEWS = frozenset([
+    Tensor.view, Tensor.view_as, Tensor.flatten, torch.flatten, Tensor.reshape, torch.reshape, Tensor.contiguous,
+])  # fmt: skip
+
+# What rounded tensors go into as they are; the others get them in float32.
+_OF_BFLOAT16 = _VIEWS | frozenset([
+    F.relu, torch.relu, Tensor.relu, F.leaky_relu, F.avg_pool2d,
+    Tensor.size, Tensor.dim, Tensor.numel, Tensor.__len__,
+    torch.autograd.grad, Tensor.backward, Tensor.register_hook, Tensor.retain_grad,
+])  # fmt: skip
+
+# What writes into a rounded tensor as it would into one in float32, besides activations.
+_WRITES_BFLOAT16 = frozenset(["add_", "sub_", "mul_", "div_", "__iadd__", "__isub__", "__imul__", "__itruediv__"])
+
+
+def in_float32(tensor: Tensor) -> Tensor:
+    """It, or what a kernel has rounded in float32."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _is_worth_it(func: Any, args: Any, kwargs: Any) -> bool:
@@ -198,6 +236,13 @@ class task_kernels(TorchFunctionMode):
 
     What a network writes meanwhile stays the task's: see `Isolation`.
 
+    Under autocast in bfloat16 a convolution's output is in bfloat16, and stays so in what follows it in many networks
+    (normalization, ReLU, pooling): it takes half the memory, and the next convolution would round it the same. Other
+    functions get it in float32, for `torch.vmap` knows no autocast. `rounded` says whether there was such an output.
+
+    A network that writes into a copy in float32, or in another order in memory, where torch would have given it a view
+    is run again without these (`Isolation.aliases`).
+
     Args:
         vectorized: Whether it is used within `torch.vmap`. Small layers of one task are left to torch.
         mask: Which of a task's examples there are, `(examples,)`: batch statistics are those of these; all if `None`.
@@ -215,6 +260,8 @@ class task_kernels(TorchFunctionMode):
         self.mask = mask
         self.layers, self.isolation, self.untouchable = layers, isolation or Isolation(), untouchable
         self.places: set[int] | None = None
+        self.copies: list[Tensor] = []
+        self.rounded = False
         self.checkpoints = without_activation_checkpoints()
 
     def __enter__(self) -> "task_kernels":
@@ -231,19 +278,62 @@ class task_kernels(TorchFunctionMode):
 
     def check_write(self, tensor: Tensor) -> None:
         """Note that a network is about to write into a tensor that is not its own copy."""
+        if self.copies and storage(tensor) in map(storage, self.copies):
+            self._run_again_with_aliases()
         if not self.isolation.writes:
             if self.places is None:
                 self.places = {storage(weight) for weight in self.untouchable()}
             if storage(tensor) in self.places:
+                self.isolation.writes = True
                 raise WritesInPlace
+
+    def _run_again_with_aliases(self) -> NoReturn:
+        self.isolation.aliases = True
+        raise WritesInPlace
+
+    def _in_float32(self, values: Any) -> Any:
+        """Arguments of a function of torch, with the tensors in float32."""
+        if isinstance(values, Tensor):
+            if values.dtype == torch.bfloat16:
+                values = values.float()
+                self.copies.append(values)
+            return values
+        if type(values) in (tuple, list):
+            return type(values)(map(self._in_float32, values))
+        if type(values) is dict:
+            return {name: self._in_float32(value) for name, value in values.items()}
+        return values
+
+    def _view(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A view, or a copy of what a kernel has put in another order in memory."""
+        if not self.isolation.aliases and func in (Tensor.view, Tensor.view_as) and not kwargs:
+            of_type = len(args) > 1 and isinstance(args[1], torch.dtype)
+            shape = args[1].shape if func is Tensor.view_as else args[1:]
+            result = func(*args) if of_type else args[0].reshape(*shape)
+        else:
+            result = func(*args, **kwargs)
+        is_rounded = self.rounded and result.dtype == torch.bfloat16
+        if (is_rounded or func in (Tensor.view, Tensor.view_as)) and storage(result) != storage(args[0]):
+            self.copies.append(result)
+        return result
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         target = written(func, args, kwargs)
         if target is not None:
             self.check_write(target)
-        if func is Tensor.view and not isinstance(args[1] if len(args) > 1 else None, torch.dtype) and not kwargs:
-            return Tensor.reshape(*args)  # images of one task have their channels last
+        if func in _VIEWS and args:
+            return self._view(func, args, kwargs)
+        kernel = None if func is F.batch_norm and self.mask is not None else _KERNELS.get(func)
+        if kernel is not None and AVAILABLE and args and (self.vectorized or _is_worth_it(func, args, kwargs)):
+            result = kernel(*args, **kwargs)
+            if result is not None:
+                if self.isolation.aliases:
+                    return in_float32(result).contiguous()
+                self.rounded = self.rounded or result.dtype == torch.bfloat16
+                return result
+        if self.rounded and func not in _OF_BFLOAT16:
+            args, kwargs = self._of_rounded(func, target, args, kwargs)
         if func in EMPTY and self.vectorized and AVAILABLE:
             return empty_of_each_task(func(*args, **kwargs), self.untouchable)
         if func is F.batch_norm and self.mask is not None:
@@ -252,9 +342,15 @@ class task_kernels(TorchFunctionMode):
         if func in CORRECTIONS:
             corrected = CORRECTIONS[func](self, *args, **kwargs)
             return func(*args, **kwargs) if corrected is None else corrected
-        kernel = _KERNELS.get(func)
-        if kernel is not None and AVAILABLE and args and (self.vectorized or _is_worth_it(func, args, kwargs)):
-            result = kernel(*args, **kwargs)
-            if result is not None:
-                return result
         return func(*args, **kwargs)
+
+    def _of_rounded(self, func: Any, target: Tensor | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments of a function that is not known to be the same for tensors in bfloat16."""
+        name = getattr(func, "__name__", "")
+        if target is None and name == "__set__" and args[0].dtype == torch.bfloat16:
+            self._run_again_with_aliases()
+        if target is not None and target.dtype == torch.bfloat16:
+            if name not in _WRITES_BFLOAT16 and kwargs.get("inplace") is not True:
+                self._run_again_with_aliases()
+            return args, kwargs
+        return (args, kwargs) if name == "__get__" else (self._in_float32(args), self._in_float32(kwargs))

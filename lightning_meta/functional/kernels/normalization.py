@@ -82,7 +82,7 @@ class OfNormalization(Function):
         grad, x, weight, mean, r, of_weight, of_bias = ctx.saved_tensors
         shape = x.shape
         gamma, mean, r = _each(weight, x), mean.flatten(), r.flatten()
-        x, grad = x.flatten(1, 2), grad.flatten(1, 2)
+        x, grad = (t.flatten(1, 2).to(mean.dtype) for t in (x, grad))  # from bfloat16, if they are in that
         m = x.numel() // x.shape[1]
         g_xhat, g_mean = of_weight / m, of_bias / m
         none = torch.zeros_like(mean)
@@ -92,7 +92,7 @@ class OfNormalization(Function):
             of_x = _times(grad, factor).add_(_column(-factor * g_mean - of_xhat * mean * r, x))
             of_grad = _times(x, v * r).add_(_column(w - v * mean * r, x))
         else:
-            u = dense(u).flatten(1, 2)
+            u = dense(u).flatten(1, 2).to(mean.dtype)
             arguments = (True, ctx.eps)
             gamma_r_pu, u_xhat, u_sum = aten.native_batch_norm_backward(
                 u, x, gamma, None, None, mean, r, *arguments, (True, True, True)

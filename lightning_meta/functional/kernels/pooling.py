@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lightning_meta.functional.kernels.layout import apart, dense, merged
+from lightning_meta.functional.kernels.layout import apart, dense, is_last, merged
 
 aten = torch.ops.aten
 
@@ -52,7 +52,7 @@ class MaxPooling(Function):
     def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
         """The largest values."""
         together = merged(x, as_groups=True)
-        if x.shape[1] > 1 and window == HALVING and min(x.shape[-2:]) > 1:
+        if not is_last(x.shape[1], x.dim(), x.dtype) and window == HALVING and min(x.shape[-2:]) > 1:
             y, places = halved(together, with_places=ctx.needs_input_grad[0])
         else:
             y, places = aten.max_pool2d_with_indices(together, *window)
