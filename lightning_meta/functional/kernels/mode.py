@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_meta.functional.kernels.bilinear import Exact, Multiply, multiply_rounded
 from lightning_meta.functional.kernels.convolution import Convolution
+from lightning_meta.functional.kernels.copies import VIEWS, Copies, in_float32
 from lightning_meta.functional.kernels.corrections import CORRECTIONS
 from lightning_meta.functional.kernels.isolation import (
     Isolation,
@@ -192,25 +193,17 @@ _KERNELS: dict[Any, Callable[..., Tensor | None]] = {
 }
 
 
-# Views, as far as channels last in memory allow.
-_VIEWS = frozenset([
-    Tensor.view, Tensor.view_as, Tensor.flatten, torch.flatten, Tensor.reshape, torch.reshape, Tensor.contiguous,
-])  # fmt: skip
-
 # What rounded tensors go into as they are; the others get them in float32.
-_OF_BFLOAT16 = _VIEWS | frozenset([
+_OF_BFLOAT16 = VIEWS | frozenset([
     F.relu, torch.relu, Tensor.relu, F.leaky_relu, F.avg_pool2d,
     Tensor.size, Tensor.dim, Tensor.numel, Tensor.__len__,
     torch.autograd.grad, Tensor.backward, Tensor.register_hook, Tensor.retain_grad,
 ])  # fmt: skip
 
 # What writes into a rounded tensor as it would into one in float32, besides activations.
-_WRITES_BFLOAT16 = frozenset(["add_", "sub_", "mul_", "div_", "__iadd__", "__isub__", "__imul__", "__itruediv__"])
-
-
-def in_float32(tensor: Tensor) -> Tensor:
-    """It, or what a kernel has rounded in float32."""
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+_WRITES_BFLOAT16 = frozenset(
+    ["relu_", "add_", "sub_", "mul_", "div_", "__iadd__", "__isub__", "__imul__", "__itruediv__"]
+)
 
 
 def _is_worth_it(func: Any, args: Any, kwargs: Any) -> bool:
@@ -232,7 +225,7 @@ class task_kernels(TorchFunctionMode):
     """Within it, the layers that take most of the time on a CPU are those of this package.
 
     They have the values and derivatives of torch's, for all tasks at once and with cheap second derivatives. What they
-    are not made for (other precisions and devices, autocast, running statistics in evaluation) is left to torch.
+    are not made for (other precisions and devices, running statistics in evaluation) is left to torch.
 
     What a network writes meanwhile stays the task's: see `Isolation`.
 
@@ -260,7 +253,7 @@ class task_kernels(TorchFunctionMode):
         self.mask = mask
         self.layers, self.isolation, self.untouchable = layers, isolation or Isolation(), untouchable
         self.places: set[int] | None = None
-        self.copies: list[Tensor] = []
+        self.copies = Copies(self.isolation)
         self.rounded = False
         self.checkpoints = without_activation_checkpoints()
 
@@ -278,8 +271,7 @@ class task_kernels(TorchFunctionMode):
 
     def check_write(self, tensor: Tensor) -> None:
         """Note that a network is about to write into a tensor that is not its own copy."""
-        if self.copies and storage(tensor) in map(storage, self.copies):
-            self._run_again_with_aliases()
+        self.copies.check_write(tensor)
         if not self.isolation.writes:
             if self.places is None:
                 self.places = {storage(weight) for weight in self.untouchable()}
@@ -287,43 +279,13 @@ class task_kernels(TorchFunctionMode):
                 self.isolation.writes = True
                 raise WritesInPlace
 
-    def _run_again_with_aliases(self) -> NoReturn:
-        self.isolation.aliases = True
-        raise WritesInPlace
-
-    def _in_float32(self, values: Any) -> Any:
-        """Arguments of a function of torch, with the tensors in float32."""
-        if isinstance(values, Tensor):
-            if values.dtype == torch.bfloat16:
-                values = values.float()
-                self.copies.append(values)
-            return values
-        if type(values) in (tuple, list):
-            return type(values)(map(self._in_float32, values))
-        if type(values) is dict:
-            return {name: self._in_float32(value) for name, value in values.items()}
-        return values
-
-    def _view(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """A view, or a copy of what a kernel has put in another order in memory."""
-        if not self.isolation.aliases and func in (Tensor.view, Tensor.view_as) and not kwargs:
-            of_type = len(args) > 1 and isinstance(args[1], torch.dtype)
-            shape = args[1].shape if func is Tensor.view_as else args[1:]
-            result = func(*args) if of_type else args[0].reshape(*shape)
-        else:
-            result = func(*args, **kwargs)
-        is_rounded = self.rounded and result.dtype == torch.bfloat16
-        if (is_rounded or func in (Tensor.view, Tensor.view_as)) and storage(result) != storage(args[0]):
-            self.copies.append(result)
-        return result
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         target = written(func, args, kwargs)
         if target is not None:
             self.check_write(target)
-        if func in _VIEWS and args:
-            return self._view(func, args, kwargs)
+        if func in VIEWS and args:
+            return self.copies.view(func, args, kwargs)
         kernel = None if func is F.batch_norm and self.mask is not None else _KERNELS.get(func)
         if kernel is not None and AVAILABLE and args and (self.vectorized or _is_worth_it(func, args, kwargs)):
             result = kernel(*args, **kwargs)
@@ -348,9 +310,9 @@ class task_kernels(TorchFunctionMode):
         """The arguments of a function that is not known to be the same for tensors in bfloat16."""
         name = getattr(func, "__name__", "")
         if target is None and name == "__set__" and args[0].dtype == torch.bfloat16:
-            self._run_again_with_aliases()
+            self.copies.run_again()
         if target is not None and target.dtype == torch.bfloat16:
             if name not in _WRITES_BFLOAT16 and kwargs.get("inplace") is not True:
-                self._run_again_with_aliases()
+                self.copies.run_again()
             return args, kwargs
-        return (args, kwargs) if name == "__get__" else (self._in_float32(args), self._in_float32(kwargs))
+        return (args, kwargs) if name == "__get__" else (self.copies.in_float32(args), self.copies.in_float32(kwargs))
