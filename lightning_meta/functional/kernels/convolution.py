@@ -94,7 +94,7 @@ class Convolution(NamedTuple):
     def _has_small_patches(self, grad: Tensor, x: Tensor, shape: Sequence[int]) -> bool:
         """Whether the patches that meet the weights are at most four times the inputs, as in steps of more than one.
 
-        In bfloat16 torch's own gradient takes two to ten times as long then.
+        In bfloat16 torch's own gradient takes up to eight times as long then.
         """
         if grad.dtype != torch.bfloat16 or not is_last(x.shape[1], x.dim(), x.dtype) or self.groups > 1:
             return False
