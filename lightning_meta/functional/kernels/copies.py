@@ -43,12 +43,13 @@ class Copies:
 
     def view(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         """What one of `VIEWS` returns: a view if it can be one, else a copy."""
-        of_shape = func in _OF_SHAPE and not isinstance(args[-1], torch.dtype) and not kwargs
-        if of_shape and not self._isolation.aliases:
+        if self._isolation.aliases:
+            return func(*args, **kwargs)  # type: ignore[no-any-return]
+        if func in _OF_SHAPE and not isinstance(args[-1], torch.dtype) and not kwargs:
             found: Tensor = args[0].reshape(args[1].shape) if func is Tensor.view_as else args[0].reshape(*args[1:])
         else:
             found = func(*args, **kwargs)
-        if (of_shape or found.dtype == torch.bfloat16) and storage(found) != storage(args[0]):
+        if storage(found) != storage(args[0]):
             self._copies.append(found)
         return found
 
