@@ -1,4 +1,4 @@
-"""Which of torch's functions a network runs with a kernel of this package."""
+"""Within which a network runs with the kernels of this package."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_meta.functional.kernels.bilinear import Exact, Multiply, multiply_rounded
-from lightning_meta.functional.kernels.convolution import Convolution
 from lightning_meta.functional.kernels.copies import VIEWS, Copies, in_float32
 from lightning_meta.functional.kernels.corrections import CORRECTIONS
+from lightning_meta.functional.kernels.functions import KERNELS, conv, masked_batch_norm_of_task, pair
 from lightning_meta.functional.kernels.isolation import (
     Isolation,
     WritesInPlace,
@@ -20,177 +19,13 @@ from lightning_meta.functional.kernels.isolation import (
     without_activation_checkpoints,
     written,
 )
-from lightning_meta.functional.kernels.layout import dense
-from lightning_meta.functional.kernels.linear import linear
-from lightning_meta.functional.kernels.normalization import BatchNormalization
-from lightning_meta.functional.kernels.pooling import MaxPooling, Window
-from lightning_meta.functional.kernels.vmap import AVAILABLE, empty_of_each_task, over_all_tasks
-from lightning_meta.functional.normalization import masked_batch_norm
+from lightning_meta.functional.kernels.vmap import AVAILABLE, empty_of_each_task
 
 # Below so many numbers of a layer, what a kernel saves for a single task is less than calling it costs.
 SMALLEST_OF_ONE_TASK = 2**17
 
 # What they return is written into before it is read, and then each task may write something else.
 EMPTY = frozenset([torch.empty, torch.empty_like, Tensor.new_empty])
-
-
-def rounds() -> bool:
-    """Whether autocast asks for products in bfloat16."""
-    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-
-
-def _is_rounded(input: Tensor) -> bool:
-    """Whether it is what a kernel has made in bfloat16, as autocast asks for."""
-    return input.dtype == torch.bfloat16 and rounds()
-
-
-def _fits(input: Tensor, *others: Tensor | None) -> bool:
-    """Whether the kernels are for these tensors: on a CPU, in one precision, or float32 weights of what is rounded."""
-    dtype = torch.float32 if _is_rounded(input) else input.dtype
-    return (
-        input.device.type == "cpu"
-        and dtype in (torch.float32, torch.float64)
-        and all(t is None or t.dtype == dtype for t in others)
-    )
-
-
-def _multiplies(input: Tensor, *others: Tensor | None) -> bool:
-    """Whether the kernels that multiply are for these tensors: autocast may ask for bfloat16, of float32."""
-    allowed = not torch.is_autocast_enabled("cpu") or (rounds() and input.dtype in (torch.float32, torch.bfloat16))
-    return allowed and _fits(input, *others)
-
-
-def _as_multiplied(input: Tensor, weight: Tensor) -> Tensor:
-    """What a layer before has rounded in 16 bits, in the type of the weights, where autocast lets the two meet."""
-    return input.to(weight.dtype) if rounds() and input.dtype in (torch.bfloat16, torch.float16) else input
-
-
-def _padded(padding: str, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...] | None:
-    """The zeros on both sides that `"same"` or `"valid"` means; `None` if those of the two sides differ, or no such."""
-    around = [d * (size - 1) for size, d in zip(weight.shape[2:], dilation, strict=True)]
-    if padding == "valid":
-        return (0,) * len(around)
-    if padding != "same" or any(step != 1 for step in stride) or any(zeros % 2 for zeros in around):
-        return None
-    return tuple(zeros // 2 for zeros in around)
-
-
-def _first(results: list[Tensor] | None) -> Tensor | None:
-    return None if results is None else results[0]
-
-
-def _pair(values: Any, dims: int) -> tuple[int, ...]:
-    return (values,) * dims if isinstance(values, int) else tuple(values) * (dims // len(values))
-
-
-def _conv(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor | None:  # fmt: skip
-    dims = weight.dim() - 2
-    input = input if _is_rounded(input) else _as_multiplied(input, weight)
-    stride, dilation = _pair(stride, dims), _pair(dilation, dims)
-    padding = _padded(padding, weight, stride, dilation) if isinstance(padding, str) else _pair(padding, dims)
-    if input.dim() != weight.dim() or padding is None or not _multiplies(input, weight, bias):
-        return None
-    layer = Convolution(stride, padding, dilation, groups)
-    is_autocast = rounds()
-    is_rounding = is_autocast and layer.can_be_rounded(input.shape[2:], weight.shape[2:])
-
-    def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
-        x, weights, biases = tensors
-        inputs, own = x.second, (weights.first, None if biases is None else biases.first)
-        if is_rounding:
-            return [(multiply_rounded(dense(inputs.bfloat16()), *own, layer), 1)]
-        exact = Exact(layer) if is_autocast else layer
-        return [(Multiply.apply(dense(inputs.to(own[0].dtype)), *own, exact), 1)]
-
-    return _first(over_all_tasks(kernel, input, weight, bias))
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    input, is_rounding = _as_multiplied(input, weight), rounds()
-    if input.dim() < 2 or weight.dim() != 2 or not _multiplies(input, weight, bias):
-        return None
-
-    def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
-        return [linear(*tensors, rounds=is_rounding)]
-
-    return _first(over_all_tasks(kernel, input, weight, bias))
-
-
-def _batch_norm(
-    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor | None:  # fmt: skip
-    count = input.numel() // max(input.shape[1], 1) if input.dim() > 1 else 0
-    if not training or weight is None or bias is None or count < 2 or not _fits(input, weight, bias):
-        return None
-
-    def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
-        x, weights, biases = tensors
-        return list(
-            zip(BatchNormalization.apply(dense(x.second), weights.first, biases.first, eps), (1, 0, 0), strict=True)
-        )
-
-    results = over_all_tasks(kernel, input, weight, bias)
-    if results is None:
-        return None
-    y, mean, r = results
-    if running_mean is not None and running_var is not None:
-        _update_running(running_mean, running_var, mean, (r**-2 - eps) * (count / (count - 1)), momentum)
-    return y
-
-
-def _masked_batch_norm(
-    mask: Tensor, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor | None:  # fmt: skip
-    if not training:
-        return None
-    y, mean, var = masked_batch_norm(input, mask, weight, bias, eps)
-    if running_mean is not None and running_var is not None:
-        count = mask.sum() * (input[:, 0].numel() // len(input))
-        _update_running(running_mean, running_var, mean, var * (count / (count - 1)), momentum)
-    return y
-
-
-def _update_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float) -> None:
-    running_mean.mul_(1 - momentum).add_(mean.detach() * momentum)
-    running_var.mul_(1 - momentum).add_(var.detach() * momentum)
-
-
-def _max_pool(
-    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor | None:  # fmt: skip
-    if return_indices or input.dim() != 4 or not _fits(input):
-        return None
-    size = _pair(kernel_size, 2)
-    window = Window(size, _pair(stride, 2) if stride else size, _pair(padding, 2), _pair(dilation, 2), ceil_mode)
-
-    def kernel(tensors: list[Any]) -> list[tuple[Tensor, int]]:
-        return [(MaxPooling.apply(dense(tensors[0].second), window), 1)]
-
-    return _first(over_all_tasks(kernel, input))
-
-
-def _adaptive_avg_pool(input: Tensor, output_size: Any) -> Tensor | None:
-    """The mean of each image, which torch gives strides that `torch.vmap` has no rule for, if channels are last."""
-    if not _is_rounded(input) or input.dim() != 4 or output_size not in (1, (1, 1), [1, 1]):
-        return None
-    return input.mean((-2, -1), keepdim=True)
-
-
-_KERNELS: dict[Any, Callable[..., Tensor | None]] = {
-    F.conv1d: _conv,
-    F.conv2d: _conv,
-    F.conv3d: _conv,
-    F.linear: _linear,
-    F.batch_norm: _batch_norm,
-    F.adaptive_avg_pool2d: _adaptive_avg_pool,
-    F.max_pool2d: _max_pool,
-}
 
 
 # What rounded tensors go into as they are; the others get them in float32.
@@ -210,14 +45,14 @@ def _is_worth_it(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether a layer of a single task is to be run by a kernel; under autocast all are, as with many tasks."""
     if torch.is_autocast_enabled("cpu"):
         return True
-    size: int = _convolved(*args, **kwargs) if _KERNELS[func] is _conv else args[0].numel()
+    size: int = _convolved(*args, **kwargs) if KERNELS[func] is conv else args[0].numel()
     return size >= SMALLEST_OF_ONE_TASK
 
 
 def _convolved(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, *_: Any, **__: Any) -> int:
     """About how many numbers a convolution reads or makes, whichever are more."""
     dims = weight.dim() - 2
-    positions = input.numel() // max(math.prod(input.shape[:-dims]) * math.prod(_pair(stride, dims)), 1)
+    positions = input.numel() // max(math.prod(input.shape[:-dims]) * math.prod(pair(stride, dims)), 1)
     return max(input.numel(), len(input) * len(weight) * positions)
 
 
@@ -286,7 +121,7 @@ class task_kernels(TorchFunctionMode):
             self.check_write(target)
         if func in VIEWS and args:
             return self.copies.view(func, args, kwargs)
-        kernel = None if func is F.batch_norm and self.mask is not None else _KERNELS.get(func)
+        kernel = None if func is F.batch_norm and self.mask is not None else KERNELS.get(func)
         if kernel is not None and AVAILABLE and args and (self.vectorized or _is_worth_it(func, args, kwargs)):
             result = kernel(*args, **kwargs)
             if result is not None:
@@ -299,7 +134,7 @@ class task_kernels(TorchFunctionMode):
         if func in EMPTY and self.vectorized and AVAILABLE:
             return empty_of_each_task(func(*args, **kwargs), self.untouchable)
         if func is F.batch_norm and self.mask is not None:
-            normalized = _masked_batch_norm(self.mask, *args, **kwargs)
+            normalized = masked_batch_norm_of_task(self.mask, *args, **kwargs)
             return func(*args, **kwargs) if normalized is None else normalized
         if func in CORRECTIONS:
             corrected = CORRECTIONS[func](self, *args, **kwargs)
