@@ -49,7 +49,7 @@ def _as_multiplied(input: Tensor, weight: Tensor) -> Tensor:
 
 
 def _padded(padding: str, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...] | None:
-    """The zeros on both sides that `"same"` or `"valid"` means; `None` if those of the two sides differ, or no such."""
+    """The zeros on both sides that `"same"` or `"valid"` means, or `None` where torch is to say."""
     around = [d * (size - 1) for size, d in zip(weight.shape[2:], dilation, strict=True)]
     if padding == "valid":
         return (0,) * len(around)
@@ -71,7 +71,7 @@ def conv(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor | None:  # fmt: skip
-    """Of one task; `None` where torch is to do it."""
+    """A convolution of one task, or `None` where torch is to do it."""
     dims = weight.dim() - 2
     input = input if _is_rounded(input) else _as_multiplied(input, weight)
     stride, dilation = pair(stride, dims), pair(dilation, dims)

@@ -1,4 +1,4 @@
-"""Within which a network runs with the kernels of this package."""
+"""The mode in which a network runs with the kernels of this package."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
