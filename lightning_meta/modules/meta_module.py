@@ -120,7 +120,8 @@ class MetaModule(pl.LightningModule):
         stage = None if self._trainer is None else self._trainer.state.stage
         case = (stage, getattr(predictions, "shape", None), getattr(targets, "shape", None))
         if case not in self._checked:
-            check_outputs(self.loss, predictions, targets, mask, self._trainer if self.task_map.names else None)
+            running = self._trainer if stage is not None and self.task_map.names else None
+            check_outputs(self.loss, predictions, targets, mask, running)
             self._checked.add(case)
         return losses_of_tasks(self.loss, predictions, targets, mask)
 

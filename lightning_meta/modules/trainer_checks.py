@@ -85,7 +85,8 @@ def check_batch(batch: Any) -> None:
 def check_outputs(loss: Loss, predictions: Any, targets: Any, mask: Tensor | None, trainer: pl.Trainer | None) -> None:
     """Refuse a classifier whose outputs do not fit the tasks' classes.
 
-    Without a `trainer`, as where outputs are made for the classes of each task, these classes alone are looked at.
+    Without a running `trainer`, or where outputs are made for the classes of each task, these classes alone are looked
+    at.
 
     Raises:
         ConfigurationError: The data module of `trainer` has more classes, or other ones in all splits, or a target has

@@ -162,3 +162,14 @@ def test_tasks_of_any_way_have_as_many_outputs_as_classes(tmp_path):
     assert len(results) == 2
     with pytest.raises(ConfigurationError, match="The network has 3 outputs, but the tasks have val_n_way"):
         trainer(tmp_path, max_epochs=1).fit(MAMLModule(Conv4(3, hidden=4), 0.1), data)
+
+
+def test_after_training_proto_maml_adapts_to_fewer_classes_than_it_was_trained_with(tmp_path):
+    data = GlyphsDataModule(
+        train_classes=20, val_classes=20, test_classes=20, n_way=10, val_n_way=5, test_n_way=5, k_shot=1, n_query=1,
+        val_tasks=2, steps_per_epoch=1, meta_batch_size=2,
+    )  # fmt: skip
+    module = ProtoMAMLModule(Conv4(10, hidden=4), inner_lr=0.05, inner_steps=1)
+    trainer(tmp_path, max_epochs=1).fit(module, data)
+    adapted = module.adapt_to(torch.rand(10, 1, 28, 28), torch.arange(5).repeat(2))
+    assert adapted(torch.rand(3, 1, 28, 28)).shape == (3, 5)
