@@ -73,10 +73,10 @@ HALLMARKS |= {
 def test_the_promised_configurations_are_there():
     classifiers = {name for name in HALLMARKS if "/" not in name} - {"cavia"}  # whose network needs a context
     promised = {f"{name}/{data}_5way_1shot.yaml" for name in classifiers for data in ("glyphs", "omniglot")}
-    promised |= {"maml/omniglot_20way_1shot.yaml"}  # which serves five shots, too
+    promised |= {f"{name}/omniglot_20way_1shot.yaml" for name in ("maml", "fomaml", "reptile")}  # five shots, too
     promised |= {f"{name}/sinusoid_5shot.yaml" for name in ("maml", "meta_sgd", "meta_curvature", "cavia")}
     promised |= {"maml/sinusoid_10shot.yaml", "maml/omniglot_5to20way_1to5shot.yaml", "protonet/texts.yaml"}
-    promised |= {f"{name}/cifar_fs_5way_1shot.yaml" for name in ("anil", "maml", "protonet", "reptile")}
+    promised |= {f"{name}/cifar_fs_5way_1shot.yaml" for name in ("anil", "maml", "meta_lstm", "protonet", "reptile")}
     promised |= {f"{name}/cifar_fs_5way_5shot.yaml" for name in ("metaoptnet", "protonet", "r2d2")}
     promised |= {f"{name}/navigation.yaml" for name in HALLMARKS if "/" in name}
     algorithms, texts = ("protonet", "maml", "anil", "protomaml", "reptile", "meta_lstm"), ("banking77", "clinc150")
