@@ -78,6 +78,7 @@ def test_the_promised_configurations_are_there():
     promised |= {"maml/sinusoid_10shot.yaml", "maml/omniglot_5to20way_1to5shot.yaml", "protonet/texts.yaml"}
     promised |= {f"{name}/cifar_fs_5way_1shot.yaml" for name in ("anil", "maml", "meta_lstm", "protonet", "reptile")}
     promised |= {f"{name}/cifar_fs_5way_5shot.yaml" for name in ("metaoptnet", "protonet", "r2d2")}
+    promised |= {"r2d2/cifar_fs_5way_5shot_resnet12.yaml"}
     promised |= {f"{name}/navigation.yaml" for name in HALLMARKS if "/" in name}
     algorithms, texts = ("protonet", "maml", "anil", "protomaml", "reptile", "meta_lstm"), ("banking77", "clinc150")
     promised |= {f"{name}/{data}_5way_{k}shot.yaml" for name in algorithms for data in texts for k in (1, 5)}
@@ -123,7 +124,8 @@ def test_configuration(name, tmp_path, request):
         arguments += ["--data.root", str(request.getfixturevalue("omniglot_root"))]
     if "cifar_fs" in name:
         root = str(request.getfixturevalue("cifar_root"))
-        width, value = ("widths", "[8,8,8,8]") if "R2D2Net" in (ROOT / name).read_text() else ("hidden", "8")
+        has_widths = any(network in (ROOT / name).read_text() for network in ("R2D2Net", "ResNet12"))
+        width, value = ("widths", "[8,8,8,8]") if has_widths else ("hidden", "8")
         arguments += ["--data.root", root, "--data.cache", str(tmp_path / "cache"), f"--model.network.{width}", value]
     if name.startswith("reptile/") and "cifar" in name:
         arguments += ["--model.val_inner_steps", "5"]
