@@ -1,9 +1,9 @@
 """What comes on top of the meta-gradient in `lightning-meta fit`, and how long a second start takes.
 
 `steps`: one training on Omniglot with data, logging and checkpoints, in turns with bare outer steps of a copy of its
-module on tensors in memory. `start`: the time from the command to its first outer step, beside that of importing
-Lightning and torchvision. `processes`: two processes of one thread against one of two threads, for the cases of
-`scripts/benchmark`.
+module on tensors in memory. `learn2learn`: a training on Omniglot in turns with that library's loop and data. `start`:
+the time from the command to its first outer step, beside that of importing Lightning and torchvision. `processes`: two
+processes of one thread against one of two threads, for the cases of `scripts/benchmark`.
 """
 
 import argparse
@@ -15,14 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from peers import learn2learn_training
 from step_cases import CASES, Case
 
-from lightning_meta import EpisodicDataModule, MAMLModule, Task
+from lightning_meta import EpisodicDataModule, MAMLModule, OmniglotDataModule, Task
 from lightning_meta.cli.main import main as lightning_meta
 from lightning_meta.task import map_tensors
 
@@ -31,18 +33,18 @@ CASE = ["--config", CONFIG, "--data.n_way", "5", "--data.meta_batch_size", "16"]
 CASE += ["--model.network.init_args.downsample", "stride"]
 
 
-class TurnsWithBareSteps(pl.Callback):
-    """Times blocks of a training's outer steps, and after each block as many bare ones."""
+class Turns(pl.Callback):
+    """Times blocks of a training's outer steps, and after each block asks what another step takes, in seconds."""
 
-    def __init__(self, first: int, steps: int, block: int) -> None:
-        self.first, self.steps, self.block = first, steps, block
+    def __init__(self, first: int, block: int, other: Callable[[MAMLModule, list[Task]], float]) -> None:
+        self.first, self.block, self.other = first, block, other
         self.in_fit: list[float] = []
-        self.bare: list[float] = []
+        self.others: list[float] = []
         self._batches: list[Task] = []
         self._start: float | None = None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Task, batch_idx: int) -> None:
-        """Between two blocks, make bare steps."""
+        """Between two blocks, make the other steps."""
         step = pl_module.outer.step
         if len(self._batches) < self.block:
             self._batches.append(map_tensors(torch.clone, batch))
@@ -50,19 +52,29 @@ class TurnsWithBareSteps(pl.Callback):
             return
         if self._start is not None:
             self.in_fit.append((time.perf_counter() - self._start) / self.block)
-            self.bare.append(self._bare_steps(pl_module))
+            self.others.append(self.other(pl_module, self._batches))
         self._start = time.perf_counter()
 
-    def _bare_steps(self, pl_module: Any) -> float:
-        network, inner_optimizer = copy.deepcopy((pl_module.network, pl_module.inner_optimizer))
-        module = MAMLModule(network, inner_steps=pl_module.algorithm.inner_steps, inner_optimizer=inner_optimizer)
-        optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
-        start = time.perf_counter()
-        for batch in self._batches:
-            optimizer.zero_grad()
-            module.meta_loss(batch).backward()
-            optimizer.step()
-        return (time.perf_counter() - start) / len(self._batches)
+    def ratio(self) -> float:
+        """How many times as long the other step takes; the median of the turns."""
+        return statistics.median(other / fit for fit, other in zip(self.in_fit, self.others, strict=True))
+
+    def milliseconds(self) -> tuple[float, float]:
+        """The medians of a training's step and of the other one."""
+        return 1e3 * statistics.median(self.in_fit), 1e3 * statistics.median(self.others)
+
+
+def bare_steps(pl_module: MAMLModule, batches: list[Task]) -> float:
+    """The seconds of an outer step of a copy of the module on tensors in memory."""
+    network, inner_optimizer = copy.deepcopy((pl_module.network, pl_module.inner_optimizer))
+    module = MAMLModule(network, inner_steps=pl_module.algorithm.inner_steps, inner_optimizer=inner_optimizer)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+    start = time.perf_counter()
+    for batch in batches:
+        optimizer.zero_grad()
+        module.meta_loss(batch).backward()
+        optimizer.step()
+    return (time.perf_counter() - start) / len(batches)
 
 
 class FirstStep(pl.Callback):
@@ -76,7 +88,7 @@ class FirstStep(pl.Callback):
 
 def measure_steps(arguments: argparse.Namespace) -> None:
     """Print how fast a training is, beside bare outer steps."""
-    turns = TurnsWithBareSteps(20, arguments.steps, 30)
+    turns = Turns(20, 30, bare_steps)
     with tempfile.TemporaryDirectory() as folder:
         from lightning_meta.cli.main import MetaCLI
 
@@ -90,15 +102,45 @@ def measure_steps(arguments: argparse.Namespace) -> None:
         MetaCLI.instantiate_trainer = with_turns  # type: ignore[method-assign]
         lightning_meta(
             ["fit", *CASE, "--data.root", str(arguments.root), "--trainer.default_root_dir", folder,
-             "--trainer.max_steps", str(arguments.steps + 21), "--checkpoint.every_n_steps", "100",
+             "--trainer.max_steps", str(arguments.steps + 22), "--checkpoint.every_n_steps", "100",
              "--trainer.enable_progress_bar", "false", "--data.n_query", str(arguments.n_query),
              "--data.meta_batch_size", "32"]
         )  # fmt: skip
-    ratio = statistics.median(bare / fit for fit, bare in zip(turns.in_fit, turns.bare, strict=True))
-    fit, bare = (1e3 * statistics.median(times) for times in (turns.in_fit, turns.bare))
+    fit, bare = turns.milliseconds()
     print(
-        f"{len(turns.bare)} blocks of {turns.block} outer steps: {fit:.1f} ms in fit, {bare:.1f} ms bare; "
-        f"fit has {ratio:.3f} of the speed"
+        f"{len(turns.in_fit)} blocks of {turns.block} outer steps: {fit:.1f} ms in fit, {bare:.1f} ms bare; "
+        f"fit has {turns.ratio():.3f} of the speed"
+    )
+
+
+def measure_learn2learn(arguments: argparse.Namespace) -> None:
+    """Print how long a step of a training takes, beside one of learn2learn's, each with its own data and optimizer."""
+    case = CASES[arguments.case]
+    their_step = learn2learn_training(case, arguments.root)
+    their_step()
+
+    def theirs(pl_module: MAMLModule, batches: list[Task]) -> float:
+        start = time.perf_counter()
+        for _ in range(5):
+            their_step()
+        return (time.perf_counter() - start) / 5
+
+    turns = Turns(20, 20, theirs)
+    torch.manual_seed(0)
+    module = MAMLModule(case.network(), case.inner_lr, case.inner_steps, compile=arguments.compile)
+    data = OmniglotDataModule(
+        arguments.root, n_way=case.n_way, k_shot=1, n_query=case.n_query, meta_batch_size=case.tasks
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            accelerator="cpu", max_steps=22 + 20 * arguments.turns, default_root_dir=folder, limit_val_batches=0,
+            callbacks=[turns],
+        )  # fmt: skip
+        trainer.fit(module, data)
+    ours, others = turns.milliseconds()
+    print(
+        f"{len(turns.in_fit)} turns of {arguments.case}: a training step takes {ours:.1f} ms, with learn2learn "
+        f"{others:.1f} ms, {turns.ratio():.2f} times as long"
     )
 
 
@@ -219,6 +261,11 @@ def main() -> None:
         command.add_argument("--steps", type=int, default=300)
         command.add_argument("--n-query", type=int, default=1)
         command.add_argument("--turns", type=int, default=3)
+    command = commands.add_parser("learn2learn")
+    command.add_argument("--root", type=Path, required=True, help="the folder that holds omniglot-py")
+    command.add_argument("--case", choices=[name for name in CASES if "1 query" in name], default=next(iter(CASES)))
+    command.add_argument("--compile", action="store_true", help="this package's steps with compile=True")
+    command.add_argument("--turns", type=int, default=12)
     command = commands.add_parser("processes")
     command.add_argument("--cases", default="")
     command.add_argument("--turns", type=int, default=3)
@@ -229,6 +276,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "steps":
         measure_steps(arguments)
+    elif arguments.command == "learn2learn":
+        measure_learn2learn(arguments)
     elif arguments.command == "start":
         measure_start(arguments)
     elif arguments.command == "processes":

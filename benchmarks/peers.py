@@ -1,13 +1,15 @@
-"""One meta-gradient of MAML as others compute it: a loop by hand, and three libraries."""
+"""MAML as others compute it: a meta-gradient by hand and by four libraries, and a training with learn2learn."""
 
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from step_cases import Case, Step
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_meta import Task
+from lightning_meta import Examples, Task
 
 
 def hand(case: Case, network: nn.Module, tasks: Task, first_order: bool) -> Step:
@@ -118,5 +120,54 @@ def with_parallel_metalearn(case: Case, network: nn.Module, tasks: Task, first_o
 
     def step() -> None:
         algorithm.step(iter([(xs, {"labels": ys}, xq, {"labels": yq})]), training=True)
+
+    return step
+
+
+def with_learn2learn(case: Case, network: nn.Module, tasks: Task, first_order: bool) -> Step:
+    """The library learn2learn 0.2.0."""
+    import learn2learn as l2l
+
+    maml = l2l.algorithms.MAML(network, lr=case.inner_lr, first_order=first_order)
+    (xs, ys), (xq, yq) = tasks.support[:2], tasks.query[:2]
+
+    def step() -> None:
+        network.zero_grad()
+        for i in range(case.tasks):
+            (_query_loss(case, maml, Examples(xs[i], ys[i]), Examples(xq[i], yq[i])) / case.tasks).backward()
+
+    return step
+
+
+def _query_loss(case: Case, maml: Any, support: Examples, query: Examples) -> Tensor:
+    learner = maml.clone()
+    for _ in range(case.inner_steps):
+        learner.adapt(case.loss(learner(support.inputs), support.targets))
+    return case.loss(learner(query.inputs), query.targets)
+
+
+def learn2learn_training(case: Case, root: Path) -> Step:
+    """A step of a training with learn2learn 0.2.0: reads a meta-batch of its Omniglot, and updates by Adam."""
+    import learn2learn as l2l
+    import torchvision
+
+    n_shots = 1 + case.n_query
+    # Files that are there need not lie beside the archive that they came from.
+    with patch.object(torchvision.datasets.Omniglot, "_check_integrity", lambda self: True):
+        datasets, transforms = l2l.vision.benchmarks.omniglot_benchmark.omniglot_tasksets(
+            case.n_way, n_shots, case.n_way, n_shots, str(root)
+        )
+    train = l2l.data.TaskDataset(datasets[0], task_transforms=transforms[0], num_tasks=20000)
+    maml = l2l.algorithms.MAML(case.network(), lr=case.inner_lr)
+    optimizer = torch.optim.Adam(maml.parameters(), lr=1e-3)
+    is_support = torch.arange(n_shots * case.n_way) % n_shots == 0
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for _ in range(case.tasks):
+            inputs, targets = train.sample()
+            support, query = (Examples(inputs[part], targets[part]) for part in (is_support, ~is_support))
+            (_query_loss(case, maml, support, query) / case.tasks).backward()
+        optimizer.step()
 
     return step

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from floor import operations, products
-from peers import hand, with_higher, with_parallel_metalearn, with_torchopt
+from peers import hand, with_higher, with_learn2learn, with_parallel_metalearn, with_torchopt
 from step_cases import CASES, Case, Step
 from torch import Tensor, nn
 
@@ -70,11 +70,12 @@ WAYS: dict[str, Callable[[Case, nn.Module, Task, bool], Step | None]] = {
     "higher": with_higher,
     "TorchOpt": with_torchopt,
     "parallel-metalearn": with_parallel_metalearn,
+    "learn2learn": with_learn2learn,
     "floor": at_best,
 }
 """The contenders, this package's first; "floor" computes nothing."""
 
-PEERS = ("hand loop", "higher", "TorchOpt", "parallel-metalearn")
+PEERS = ("hand loop", "higher", "TorchOpt", "parallel-metalearn", "learn2learn")
 
 
 def gradient(case: Case, way: str, first_order: bool, device: str) -> Tensor | None:
